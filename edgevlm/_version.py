@@ -1,0 +1,3 @@
+"""The version of EdgeVLM; one place."""
+
+__version__ = "0.1.0"

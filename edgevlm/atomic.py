@@ -1,0 +1,150 @@
+"""Writing files and folders so that a reader never sees half of one.
+
+Content goes to a temporary sibling in the same folder, is flushed to disk and renamed into place. A process that is
+killed at any moment leaves either the old content, or the new, and perhaps a sibling whose name starts with
+`.edgevlm-tmp-`, which the next run removes once its writer is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgevlm.errors import InputError
+
+TEMPORARY_PREFIX = ".edgevlm-tmp-"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove temporary siblings in `parent` whose writing process no longer runs."""
+    for path in parent.glob(TEMPORARY_PREFIX + "*"):
+        pid = path.name[len(TEMPORARY_PREFIX) :].split("-", 1)[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _prepare(target: Path) -> Path:
+    parent = target.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot write here: {error.strerror}", str(parent), "choose a folder that you may write to"
+        ) from error
+    return parent
+
+
+def _write_error(error: OSError, target: Path) -> InputError:
+    return InputError(
+        f"cannot write: {error.strerror or error}", str(target), "free some space or choose another place"
+    )
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it is flushed and renamed to `target`.
+
+    Raises:
+        InputError: the folder cannot be written to, or the disk is full. Nothing is left behind.
+    """
+    parent = _prepare(target)
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir=parent)
+        temporary = Path(name)
+        os.close(handle)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(target)
+        _fsync(parent)
+    except OSError as error:
+        raise _write_error(error, target) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write `text` (UTF-8) to `target` atomically."""
+    with atomic_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write `data` to `target` atomically."""
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on success every file is flushed and the folder renamed.
+
+    Args:
+        target: where the finished folder goes. An empty folder there is replaced.
+        replace: allow a non-empty folder at `target` to be replaced (it stays until the new one is complete).
+
+    Raises:
+        InputError: `target` exists and may not be replaced, cannot be written to, or the disk is full.
+    """
+    occupied = target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
+    if occupied and not replace:
+        raise InputError("the output already exists", str(target), "use --force to replace it, or choose another place")
+    parent = _prepare(target)
+    temporary: Path | None = None
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir=parent))
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                _fsync(path)
+        _fsync(temporary)
+        if occupied:
+            aside = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir=parent))
+            target.replace(aside / "old")
+            try:
+                temporary.replace(target)
+            except OSError:
+                (aside / "old").replace(target)
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            temporary.replace(target)
+        _fsync(parent)
+    except OSError as error:
+        raise _write_error(error, target) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

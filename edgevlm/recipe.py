@@ -1,0 +1,85 @@
+"""The recipe: everything that, with a checkpoint, determines a bundle.
+
+A recipe is data. YAML and command-line flags fill the same fields; unknown fields are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgevlm.errors import InputError
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+GgufType = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
+
+
+class VerifyThresholds(BaseModel):
+    """Overrides of the verification table; None takes the value for the precision (`edgevlm.verify`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vision_cosine: float | None = Field(default=None, ge=0, le=1)
+    logits_cosine: float | None = Field(default=None, ge=-1, le=1)
+    top1_agreement: float | None = Field(default=None, ge=0, le=1)
+    token_agreement: float | None = Field(default=None, ge=0, le=1)
+
+
+class Recipe(BaseModel):
+    """What to make of a checkpoint.
+
+    Attributes:
+        model: a folder, a `zoo:` name, or a hub id.
+        format: the artefact family to write.
+        precision: weights of the decoder and its embedding.
+        gguf_type: the exact GGUF type where `format` is gguf; None derives it from `precision`.
+        vision_precision: storage of the vision tower; None takes fp16 unless `precision` is fp32.
+        resolution: input pixels along one side, a multiple of the encoder's stride; None keeps the checkpoint's.
+        target: the device profile.
+        verify: thresholds that differ from the table.
+        seed: for everything drawn at random.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(min_length=1)
+    format: Literal["onnx", "gguf"] = "onnx"
+    precision: Precision = "int4"
+    gguf_type: GgufType | None = None
+    vision_precision: Precision | None = None
+    resolution: int | None = Field(default=None, gt=0)
+    target: str = "cpu"
+    verify: VerifyThresholds = VerifyThresholds()
+    seed: int = 0
+
+    @classmethod
+    def from_sources(cls, file: Path | None, flags: dict[str, Any]) -> Recipe:
+        """Merge a YAML file with command-line flags; a flag that was given (not None) wins.
+
+        Raises:
+            InputError: the file is unreadable, not a mapping, or a field is unknown or out of range.
+        """
+        fields: dict[str, Any] = {}
+        if file is not None:
+            try:
+                loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                first = str(error).splitlines()[0]
+                raise InputError(f"the recipe cannot be read: {first}", str(file), "write a YAML mapping") from error
+            if not isinstance(loaded, dict):
+                raise InputError("the recipe is not a mapping", str(file), "write a YAML mapping of recipe fields")
+            fields.update({str(key): value for key, value in loaded.items()})
+        fields.update({key: value for key, value in flags.items() if value is not None})
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(str(part) for part in problem["loc"])
+            raise InputError(
+                f"recipe field {field!r}: {problem['msg']}",
+                str(file or "command line"),
+                f"fields: {', '.join(cls.model_fields)}",
+            ) from error

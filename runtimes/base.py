@@ -1,0 +1,96 @@
+"""The engine protocols: what a runtime must offer so that the session can use it.
+
+A vision engine turns pixels into image embeddings; a decoder engine turns a prompt of token ids and embeddings into
+logits, then one token after another. They are combined freely, since no runtime is best at both. Everything above
+them (splicing, sampling, stop rules, streaming, timing) is the session's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+#: Token ids `int32[L]`, or embeddings `float32[L, H]`.
+Segment: TypeAlias = "Int32 | Float32"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the caller may ask of any engine.
+
+    Attributes:
+        threads: CPU threads; 0 lets the engine use all physical cores.
+        context_length: positions of the key/value cache; 0 takes min(model maximum, 4096).
+    """
+
+    threads: int = 0
+    context_length: int = 0
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine says of itself, for reports.
+
+    Attributes:
+        name: engine and version, e.g. `onnxruntime 1.31.1`.
+        details: build flags, execution provider, precision: label -> value.
+        reused_tokens: prompt positions of the last prefill taken from the cache.
+    """
+
+    name: str
+    details: dict[str, str] = field(default_factory=dict)
+    reused_tokens: int = 0
+
+
+class VisionEngine(Protocol):
+    """Pixels to image embeddings."""
+
+    def encode(self, pixels: Float32) -> Float32:
+        """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+        """
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+
+    def close(self) -> None:
+        """Free the runtime's memory; the engine cannot be used afterwards."""
+
+
+class DecoderEngine(Protocol):
+    """A causal decoder with one key/value cache.
+
+    `position` counts the positions in the cache. Prefill and decode append to it.
+    """
+
+    vocab_size: int
+    context_length: int
+    position: int
+
+    def prefill(self, segments: list[Segment]) -> Float32:
+        """Append the segments in order; return the logits `[V]` of the last position.
+
+        Raises:
+            EngineError: the runtime failed.
+            InputError: the segments do not fit into the context.
+        """
+
+    def decode(self, token: int) -> Float32:
+        """Append one token; return the logits `[V]` after it. The array may be reused by the next call."""
+
+    def reset(self, keep: int = 0) -> None:
+        """Forget all positions from `keep` on."""
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+
+    def close(self) -> None:
+        """Free the runtime's memory; the engine cannot be used afterwards."""
