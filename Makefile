@@ -1,0 +1,55 @@
+# make demo    export, verify, measure and ask the bundled model; the report is out/report.html
+# make test    lint, types and the whole test suite
+# Each works first and alone on a fresh Debian with Python 3.11 (venv module) and a C++ compiler: what is missing is
+# installed into .venv. Output of quiet steps is in build/log/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install lint test demo bench interop clean
+
+PYTHON3 ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+EDGEVLM := $(VENV)/bin/edgevlm
+PIP := $(PYTHON) -m pip --disable-pip-version-check install --progress-bar off -c constraints.txt
+STEP := tools/step
+STAMP := $(VENV)/.installed
+
+help:
+	@sed -n '1,2s/^# //p' Makefile
+	@echo "make lint, make bench, make interop (needs Node.js), make clean"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt tools/llama_wheel.py
+	@$(STEP) "check Python" $(PYTHON3) -c 'import sys, venv, ensurepip; \
+	  sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON3=/path/to/python3.11")'
+	@test -x $(PYTHON) || $(STEP) "create .venv" $(PYTHON3) -m venv $(VENV)
+	@$(STEP) "install build tools" $(PIP) setuptools wheel
+	@$(STEP) "install torch" $(PIP) torch==2.13.0
+	@$(STEP) "install llama.cpp (built once a machine)" $(PYTHON) tools/llama_wheel.py --constraints constraints.txt
+	@$(STEP) "install EdgeVLM and its libraries" $(PIP) --no-build-isolation -e '.[all,dev]'
+	@$(STEP) "check the installation" $(PYTHON) -m pip check
+	@touch $(STAMP)
+
+lint: $(STAMP)
+	@$(STEP) "ruff check" $(VENV)/bin/ruff check .
+	@$(STEP) "ruff format" $(VENV)/bin/ruff format --check .
+	@$(STEP) "mypy --strict" $(VENV)/bin/mypy
+
+test: lint
+	@$(PYTHON) -m pytest
+
+bench: $(STAMP)
+	@mkdir -p out
+	@$(PYTHON) -m pytest bench/suite --benchmark-enable --benchmark-only --benchmark-json=out/bench.json
+
+interop: $(STAMP)
+	@$(STEP) "install transformers.js" env ONNXRUNTIME_NODE_INSTALL_CUDA=skip npm ci --prefix tests/interop
+	@$(STEP) "transformers.js answers alike" $(PYTHON) -m pytest tests/interop
+
+clean:
+	@rm -rf out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks $(VENV)
+	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
