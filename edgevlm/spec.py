@@ -74,7 +74,7 @@ class FastViTHDSpec:
     @property
     def stride(self) -> int:
         """Input pixels per visual token along one axis."""
-        return 2 ** (len(self.dims) + 1)
+        return 1 << (len(self.dims) + 1)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ at a time.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgevlm.errors import InputError
 from edgevlm.models.decoder import Decoder
 from edgevlm.models.fastvithd import FastViTHD
 from edgevlm.spec import ModelSpec
@@ -67,3 +69,34 @@ def build_vision(spec: ModelSpec, *, batchnorm: bool = False) -> VisionModel:
     vision = spec.vision
     projector = Projector(vision.encoder.output_size, vision.projector_hidden_size, spec.decoder.hidden_size)
     return VisionModel(FastViTHD(vision.encoder, batchnorm=batchnorm), projector)
+
+
+def check_resolution(spec: ModelSpec, resolution: int) -> None:
+    """Refuse a resolution (pixels a side) that is not a multiple of the encoder's stride.
+
+    Raises:
+        InputError: it is not.
+    """
+    stride = spec.vision.encoder.stride
+    if resolution <= 0 or resolution % stride:
+        below, above = max(resolution // stride, 1) * stride, (resolution // stride + 1) * stride
+        raise InputError(
+            f"resolution {resolution} is not a multiple of {stride}", "--resolution", f"use {below} or {above}"
+        )
+
+
+def with_resolution(model: VlmModel, resolution: int) -> VlmModel:
+    """The same weights for square images of `resolution` pixels; the number of image tokens follows.
+
+    Raises:
+        InputError: the resolution is not a multiple of the encoder's stride.
+    """
+    check_resolution(model.spec, resolution)
+    spec, vision = model.spec, model.spec.vision
+    tokens = (resolution // vision.encoder.stride) ** 2
+    spec = dataclasses.replace(
+        spec,
+        vision=dataclasses.replace(vision, image_size=resolution, image_tokens=tokens),
+        preprocess=dataclasses.replace(spec.preprocess, image_size=resolution),
+    )
+    return dataclasses.replace(model, spec=spec)

@@ -1,0 +1,306 @@
+"""FastVLM (arXiv 2412.13303): FastViTHD, a two-layer projector and Qwen2, from both published layouts.
+
+Apple's checkpoints say `llava_qwen2`; the transformers conversion says `fast_vlm`. Both become the same `VlmModel`:
+BatchNorm folded, the unused CLIP head dropped, dimensions read from the tensors, embeddings tied where the data say so.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from edgevlm.errors import CheckpointError
+from edgevlm.models.checkpoint import Checkpoint, open_checkpoint, read_json
+from edgevlm.models.decoder import Decoder
+from edgevlm.models.fastvithd import fold_batchnorm
+from edgevlm.models.tensors import assign, check_names_and_shapes, same_data
+from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
+from edgevlm.models.vlm import VisionModel, VlmModel, build_vision, check_resolution
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+
+MODEL_TYPES = ("llava_qwen2", "fast_vlm")
+DEFAULT_RESOLUTION = 1024
+
+#: The `qwen_2` conversation of the published code; its system line is Qwen2's.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+#: Index in Apple's `network` list of each stage's blocks, and of what stands before them.
+_STAGES = (0, 2, 4, 7, 10)
+_DOWNSAMPLES = {1: 1, 2: 3, 3: 5, 4: 8}
+_POSITIONS = {3: 6, 4: 9}
+
+_APPLE_VISION = "model.vision_tower.vision_tower.model."
+_HF_VISION = "model.vision_tower.timm_model."
+
+
+class _Config(BaseModel):
+    """The fields of `config.json` that matter, text fields at the top level (Apple) or merged there (transformers)."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    head_dim: int | None = None
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    max_position_embeddings: int = Field(default=32768, gt=0)
+    hidden_act: str = "silu"
+    use_sliding_window: bool = False
+    eos_token_id: int | list[int] | None = None
+    mm_vision_tower: str | None = None
+    mm_projector_type: str = "mlp2x_gelu"
+    image_aspect_ratio: str = "pad"
+    image_token_index: int | None = None
+    tokenizer_model_max_length: int | None = None
+
+
+def apple_name(name: str) -> str:
+    """A tensor name of the transformers layout as Apple's; other names are returned unchanged."""
+    if name.startswith(_HF_VISION):
+        return _APPLE_VISION + _apple_vision_name(name.removeprefix(_HF_VISION))
+    name = re.sub(r"^model\.language_model\.", "model.", name)
+    return re.sub(
+        r"^model\.multi_modal_projector\.linear_([12])\.",
+        lambda match: f"model.mm_projector.{2 * (int(match[1]) - 1)}.",
+        name,
+    )
+
+
+def _apple_vision_name(name: str) -> str:
+    """`stages.1.blocks.0.mlp.fc1.weight` as `network.2.0.convffn.fc1.weight`."""
+    name = re.sub(r"^stem\.", "patch_embed.", name)
+    name = re.sub(r"^stages\.([0-4])\.blocks\.", lambda match: f"network.{_STAGES[int(match[1])]}.", name)
+    name = re.sub(
+        r"^stages\.([1-4])\.downsample\.proj\.0\.reparam_conv",
+        lambda match: f"network.{_DOWNSAMPLES[int(match[1])]}.proj.0.lkb_reparam",
+        name,
+    )
+    name = re.sub(r"^stages\.([1-4])\.downsample\.", lambda match: f"network.{_DOWNSAMPLES[int(match[1])]}.", name)
+    name = re.sub(r"^stages\.([34])\.pos_emb\.", lambda match: f"network.{_POSITIONS[int(match[1])]}.", name)
+    name = name.replace("final_conv.se.fc1.", "conv_exp.se.reduce.").replace(
+        "final_conv.se.fc2.", "conv_exp.se.expand."
+    )
+    name = re.sub(r"^final_conv\.", "conv_exp.", name)
+    name = name.replace(".mlp.", ".convffn.")
+    return re.sub(r"(layer_scale(?:_[12])?)\.gamma$", r"\1", name)
+
+
+def module_name(apple: str) -> str | None:
+    """An Apple tensor name as `vision.*` or `decoder.*` of the IR; None for what the model does not use.
+
+    Raises:
+        CheckpointError: FastVLM has no such tensor.
+    """
+    if apple.startswith(_APPLE_VISION):
+        rest = apple.removeprefix(_APPLE_VISION)
+        return None if rest == "head.proj" else f"vision.encoder.{rest}"
+    if match := re.fullmatch(r"model\.mm_projector\.([02])\.(weight|bias)", apple):
+        return f"vision.projector.linear_{int(match[1]) // 2 + 1}.{match[2]}"
+    if apple.startswith(("model.embed_tokens.", "model.layers.", "model.norm.")):
+        return "decoder." + apple.removeprefix("model.")
+    if apple == "lm_head.weight":
+        return "decoder.lm_head.weight"
+    raise CheckpointError(f"unknown tensor {apple}", "the checkpoint", "FastVLM has no such tensor; is this FastVLM?")
+
+
+def read_encoder(shapes: dict[str, tuple[int, ...]]) -> FastViTHDSpec:
+    """The encoder's dimensions from its tensors' shapes (IR names).
+
+    Raises:
+        CheckpointError: the tensors are not those of a FastViTHD.
+    """
+    prefix = "vision.encoder."
+
+    def shape(name: str) -> tuple[int, ...]:
+        try:
+            return shapes[prefix + name]
+        except KeyError:
+            raise CheckpointError(f"tensor {name} of the vision tower is missing", "the checkpoint") from None
+
+    dims = [shape("patch_embed.0.reparam_conv.weight")[0]]
+    dims += [shape(f"network.{index}.proj.1.reparam_conv.weight")[0] for index in _DOWNSAMPLES.values()]
+    depths = []
+    for index in _STAGES:
+        blocks = {name.split(".")[4] for name in shapes if name.startswith(f"{prefix}network.{index}.")}
+        depths.append(len(blocks))
+    hidden = shape("network.0.0.convffn.fc1.weight")[0]
+    return FastViTHDSpec(
+        depths=tuple(depths),
+        dims=tuple(dims),
+        mlp_ratio=hidden // dims[0],
+        squeeze_channels=shape("conv_exp.se.reduce.weight")[0],
+    )
+
+
+def read_config(folder: Path, raw: dict[str, Any]) -> _Config:
+    """Validate `config.json`, in either layout.
+
+    Raises:
+        CheckpointError: a field is missing, has the wrong type, or asks for what FastVLM does not do.
+    """
+    text = raw.get("text_config", {})
+    merged = {**raw, **text} if isinstance(text, dict) else raw
+    rope = merged.get("rope_parameters") or merged.get("rope_scaling") or {}
+    file = str(folder / "config.json")
+    try:
+        if isinstance(rope, dict):
+            if rope.get("rope_type", rope.get("type", "default")) != "default":
+                raise CheckpointError("rope scaling is not supported for this family", file)
+            merged = {**merged, **({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})}
+        config = _Config.model_validate(merged)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise CheckpointError(f"config.json: {field}: {problem['msg']}", file, "give the published config") from error
+    if config.hidden_act != "silu" or config.mm_projector_type != "mlp2x_gelu" or config.use_sliding_window:
+        raise CheckpointError(
+            "config.json asks for another activation, projector or a sliding window", file, "is this FastVLM?"
+        )
+    return config
+
+
+def read_spec(
+    folder: Path, raw: dict[str, Any], shapes: dict[str, tuple[int, ...]], *, tied: bool, tokenizer: TokenizerFacts
+) -> ModelSpec:
+    """The spec from configuration, tensor shapes (IR names) and tokenizer."""
+    config = read_config(folder, raw)
+    encoder = read_encoder(shapes)
+    resolution = _resolution(folder, config)
+    vocabulary = shapes.get("decoder.embed_tokens.weight")
+    projector = shapes.get("vision.projector.linear_1.weight")
+    if vocabulary is None or projector is None:
+        missing = "model.embed_tokens.weight" if vocabulary is None else "model.mm_projector.0.weight"
+        raise CheckpointError(f"tensor {missing} is missing", str(folder), "download the checkpoint again")
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    spec = ModelSpec(
+        family="fastvlm",
+        name=folder.resolve().name,
+        vision=VisionSpec(
+            encoder=encoder,
+            image_size=resolution,
+            image_tokens=(resolution // encoder.stride) ** 2,
+            projector_hidden_size=projector[0],
+        ),
+        decoder=DecoderSpec(
+            architecture="qwen2",
+            vocab_size=vocabulary[0],
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=head_dim,
+            rotary_dim=head_dim,
+            rope_theta=config.rope_theta,
+            norm_eps=config.rms_norm_eps,
+            max_position_embeddings=min(
+                config.max_position_embeddings, config.tokenizer_model_max_length or config.max_position_embeddings
+            ),
+            qkv_bias=True,
+            tied_embeddings=tied,
+        ),
+        preprocess=PreprocessSpec(image_size=resolution, fit="pad" if config.image_aspect_ratio == "pad" else "crop"),
+        prompt=PromptSpec(
+            chat_template=CHAT_TEMPLATE,
+            image_token_id=tokenizer.image_token_id(config.image_token_index),
+            stop_token_ids=tokenizer.stop_ids(("<|im_end|>", "<|endoftext|>"), stops),
+        ),
+        licence=tokenizer.licence,
+    )
+    check_resolution(spec, resolution)
+    return spec
+
+
+def _resolution(folder: Path, config: _Config) -> int:
+    """Input pixels: the suffix of Apple's tower name, else the image processor's crop, else 1024."""
+    if config.mm_vision_tower and (match := re.search(r"_(\d+)$", config.mm_vision_tower)):
+        return int(match[1])
+    processor = folder / "preprocessor_config.json"
+    if processor.is_file():
+        data = read_json(processor)
+        for key in ("crop_size", "size"):
+            size = data.get(key)
+            size = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
+            if isinstance(size, int) and size > 0:
+                return size
+    return DEFAULT_RESOLUTION
+
+
+def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
+    """Load a FastVLM checkpoint in either layout; tensors stay memory-mapped.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or mis-shaped, or the configuration does not fit.
+    """
+    checkpoint = open_checkpoint(folder)
+    published = published_names(checkpoint.shapes)
+    tied = _is_tied(checkpoint, published)
+    if tied:
+        published.pop("decoder.lm_head.weight", None)
+    tokenizer = tokenizer_facts(folder)
+    shapes = {name: checkpoint.shapes[source] for name, source in published.items()}
+    spec = read_spec(folder, raw, shapes, tied=tied, tokenizer=tokenizer)
+    vision, decoder = build_checked(spec, shapes, published, str(folder))
+    tensors: dict[str, Tensor] = {name: checkpoint.tensor(source) for name, source in published.items()}
+    for name in [name for name in tensors if name.endswith("convffn.conv.conv.weight")]:
+        fold_batchnorm(tensors, name.removesuffix(".conv.weight"))
+    assign(vision, tensors, "vision.")
+    assign(decoder, tensors, "decoder.")
+    return VlmModel(spec, vision, decoder, tokenizer.files, checkpoint.sources)
+
+
+def build_checked(
+    spec: ModelSpec, shapes: dict[str, tuple[int, ...]], published: dict[str, str], where: str
+) -> tuple[VisionModel, Decoder]:
+    """Modules on the meta device, once every tensor's name and shape (by IR name) has been found to fit them.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or mis-shaped.
+    """
+    with torch.device("meta"):
+        unfolded = build_vision(spec, batchnorm=True)
+        vision = build_vision(spec)
+        decoder = Decoder(spec.decoder)
+    expected = {f"vision.{name}": tuple(value.shape) for name, value in unfolded.state_dict().items()}
+    expected |= {f"decoder.{name}": tuple(value.shape) for name, value in decoder.state_dict().items()}
+    optional = {name for name in expected if name.endswith("num_batches_tracked")}
+    check_names_and_shapes(expected, shapes, optional, published, where)
+    return vision, decoder
+
+
+def published_names(shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """IR name -> published name (of either layout), for every tensor that the model uses.
+
+    Raises:
+        CheckpointError: a tensor that FastVLM does not have.
+    """
+    names: dict[str, str] = {}
+    for published in shapes:
+        name = module_name(apple_name(published))
+        if name is not None:
+            names[name] = published
+    return names
+
+
+def _is_tied(checkpoint: Checkpoint, published: dict[str, str]) -> bool:
+    """The tie rule, on data: no head, or a head equal to the embedding. The configuration's flag is not trusted."""
+    head = published.get("decoder.lm_head.weight")
+    embedding = published.get("decoder.embed_tokens.weight")
+    if head is None or embedding is None:
+        return head is None
+    return same_data(checkpoint.tensor(head), checkpoint.tensor(embedding))
