@@ -31,6 +31,7 @@ $(STAMP): pyproject.toml constraints.txt tools/llama_wheel.py
 	@$(STEP) "install torch" $(PIP) torch==2.13.0
 	@$(STEP) "install llama.cpp (built once a machine)" $(PYTHON) tools/llama_wheel.py --constraints constraints.txt
 	@$(STEP) "install EdgeVLM and its libraries" $(PIP) --no-build-isolation -e '.[all,dev]'
+	@$(STEP) "install test oracles" $(PIP) --no-deps --upgrade --target $(VENV)/oracle timm==1.0.31 torchvision==0.28.0
 	@$(STEP) "check the installation" $(PYTHON) -m pip check
 	@touch $(STAMP)
 
