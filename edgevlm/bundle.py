@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgevlm.atomic import TEMPORARY_PREFIX
 from edgevlm.errors import BundleError
 from edgevlm.spec import ModelSpec
 
@@ -116,17 +117,20 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def open_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
+def open_bundle(path: str | Path, *, verify: bool = False, unfinished: bool = False) -> Bundle:
     """Open and check a bundle.
 
     Args:
         path: the folder.
         verify: also compare every file's SHA-256.
+        unfinished: accept a folder that an export is still writing (its verification does).
 
     Raises:
-        BundleError: no manifest, an unknown schema, a path that escapes, a link, a missing file, or another size or hash.
+        BundleError: no manifest, an unknown schema, an escaping path, a link, a missing file, another size or hash.
     """
     folder = Path(path)
+    if not unfinished and any(part.startswith(TEMPORARY_PREFIX) for part in folder.resolve().parts):
+        raise BundleError("this folder is an export that did not finish", str(folder), "export again")
     manifest = _read_manifest(folder)
     for entry in manifest.artifacts:
         _check_artifact(folder, entry, verify=verify)

@@ -1,0 +1,58 @@
+"""`edgevlm export`: compile a checkpoint into a verified bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from edgevlm.progress import show_progress
+from edgevlm.recipe import GgufType, Precision, Recipe
+
+_PRECISIONS = click.Choice(get_args(Precision))
+
+
+@click.command(name="export")
+@click.argument("model", required=False)
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write the bundle to.")
+@click.option("--format", "format_", type=click.Choice(["onnx", "gguf"]), help="Artefact format.  [default: onnx]")
+@click.option("--precision", type=_PRECISIONS, help="Weights of the decoder.  [default: int4]")
+@click.option("--vision-precision", type=_PRECISIONS, help="Weights of the vision tower.  [default: fp16]")
+@click.option("--gguf-type", type=click.Choice(get_args(GgufType)), help="Exact GGUF type, instead of --precision.")
+@click.option("--resolution", type=int, help="Input pixels along one side.  [default: the checkpoint's]")
+@click.option("--target", help="Device profile.  [default: cpu]")
+@click.option("--recipe", type=click.Path(path_type=Path), help="YAML file with the same fields; flags win.")
+@click.option("--force", is_flag=True, help="Replace what is at OUT.")
+def command(
+    model: str | None,
+    out: Path,
+    format_: str | None,
+    precision: str | None,
+    vision_precision: str | None,
+    gguf_type: str | None,
+    resolution: int | None,
+    target: str | None,
+    recipe: Path | None,
+    force: bool,
+) -> None:
+    """Compile MODEL into a bundle and prove that it answers like the original.
+
+    MODEL is a checkpoint folder, a zoo: name, or a hub id owner/name.
+    """
+    flags = {
+        "model": model,
+        "format": format_,
+        "precision": precision,
+        "vision_precision": vision_precision,
+        "gguf_type": gguf_type,
+        "resolution": resolution,
+        "target": target,
+    }
+    chosen = Recipe.from_sources(recipe, flags)
+    from edgevlm.pipeline import compile_recipe
+
+    with show_progress("export") as report:
+        bundle = compile_recipe(chosen, out, force=force, progress=report)
+    parity = ", ".join(f"{result.stage} {result.metric} {result.value:.4f}" for result in bundle.manifest.parity)
+    click.echo(f"{out}: {bundle.total_bytes / 1e6:.1f} MB, verified ({parity})")

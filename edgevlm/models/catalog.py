@@ -1,0 +1,50 @@
+"""What `edgevlm models` lists. A family stands here once its tests export it, verify it and answer with it."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of checkpoints.
+
+    Attributes:
+        name: the module in `edgevlm.models`.
+        title: what people call it.
+        checkpoints: published checkpoints, as hub ids.
+        formats: artefact families it exports to.
+    """
+
+    name: str
+    title: str
+    checkpoints: tuple[str, ...]
+    formats: tuple[str, ...]
+
+
+CATALOG = (
+    Family(
+        name="fastvlm",
+        title="FastVLM (FastViTHD + Qwen2), Apple's and the transformers layout",
+        checkpoints=(
+            "apple/FastVLM-0.5B",
+            "apple/FastVLM-1.5B",
+            "apple/FastVLM-7B",
+            "KamilaMila/FastVLM-0.5B",
+            "KamilaMila/FastVLM-1.5B",
+            "KamilaMila/FastVLM-7B",
+        ),
+        formats=("onnx", "gguf"),
+    ),
+)
+
+
+def matching(pattern: str) -> list[Family]:
+    """Families whose name, or one of whose checkpoints, matches a shell pattern, without regard to case."""
+    wanted = pattern.lower()
+    return [
+        family
+        for family in CATALOG
+        if any(fnmatch.fnmatch(text.lower(), wanted) for text in (family.name, *family.checkpoints))
+    ]

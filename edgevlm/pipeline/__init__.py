@@ -1,0 +1,149 @@
+"""Compile a recipe: load, export, verify, and hand over one bundle or nothing.
+
+`compile_recipe(recipe, out)` is the whole flow of the host half. The bundle grows in a temporary sibling of `out` and
+gets its final name only after it has answered like the original.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edgevlm._version import __version__
+from edgevlm.atomic import atomic_folder
+from edgevlm.bundle import (
+    SCHEMA_VERSION,
+    ArtifactEntry,
+    Bundle,
+    Manifest,
+    ParityResult,
+    open_bundle,
+    sha256_file,
+    write_manifest,
+)
+from edgevlm.errors import UnsupportedError
+from edgevlm.exporters import gguf, onnx
+from edgevlm.exporters.base import Artifact, Precision, Progress
+from edgevlm.models import VlmModel, load, resolve
+from edgevlm.pipeline.verify import require, thresholds, verify
+from edgevlm.recipe import GgufType, Recipe
+
+#: The GGUF type that a precision stands for.
+GGUF_TYPES: dict[Precision, GgufType] = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
+#: The row of the verification table that a GGUF type is held to.
+GGUF_PRECISIONS: dict[GgufType, Precision] = {
+    "f32": "fp32",
+    "f16": "fp16",
+    "q8_0": "int8",
+    "q4_0": "int4",
+    "q4_k_m": "int4",
+}
+_TOOLS = ("torch", "onnx", "onnxruntime", "gguf", "llama-cpp-python", "tokenizers", "numpy")
+#: Shares of the progress bar: load, export, verify.
+_LOADED, _EXPORTED = 0.02, 0.6
+
+
+def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress) -> Bundle:
+    """Turn a checkpoint into a verified bundle at `out`.
+
+    Args:
+        recipe: what to make of which model.
+        out: where the bundle goes; must not exist unless `force`.
+        force: replace what is at `out`.
+        progress: called with a share of 1 and what is being done.
+
+    Raises:
+        InputError: the model, the recipe or `out` cannot be used. Nothing was written.
+        ParityError: the bundle does not answer like the original. Nothing was written.
+    """
+    progress(0, 1, "load")
+    folder = resolve(recipe.model)
+    model = load(folder, resolution=recipe.resolution)
+    vision_precision = recipe.vision_precision or ("fp32" if recipe.precision == "fp32" else "fp16")
+    gguf_type = recipe.gguf_type or GGUF_TYPES[recipe.precision]
+    _refuse_unsupported(recipe, model, vision_precision, gguf_type)
+    decoder_precision = GGUF_PRECISIONS[gguf_type] if recipe.format == "gguf" else recipe.precision
+    limits = thresholds(decoder_precision, vision_precision, recipe.verify)
+    with atomic_folder(out, replace=force) as work:
+        report = _part(progress, _LOADED, _EXPORTED)
+        if recipe.format == "gguf":
+            artifacts = gguf.export(model, work, gguf_type=gguf_type, progress=_part(report, 0, 0.5))
+            artifacts += onnx.export_vision(model, work, precision=vision_precision, progress=_part(report, 0.5, 1))
+            artifacts += onnx.export_tokenizer(model, work)
+        else:
+            artifacts = onnx.export(
+                model, work, precision=recipe.precision, vision_precision=vision_precision, progress=report
+            )
+        manifest = _manifest(recipe, model, folder, work, artifacts)
+        write_manifest(work, manifest)
+        results = verify(model, work, limits, _part(progress, _EXPORTED, 1))
+        require(results, str(out))
+        write_manifest(work, manifest.model_copy(update={"parity": results}))
+    progress(1, 1, "done")
+    return open_bundle(out)
+
+
+def _refuse_unsupported(recipe: Recipe, model: VlmModel, vision: Precision, gguf_type: GgufType) -> None:
+    reason = onnx.supports(model.spec, recipe.precision, vision)
+    if recipe.format == "gguf":
+        reason = gguf.supports(model.spec, gguf_type) or onnx.supports(model.spec, "fp32", vision)
+    elif recipe.gguf_type is not None:
+        reason = f"gguf_type {recipe.gguf_type} belongs to format gguf, not {recipe.format}"
+    if reason is not None:
+        raise UnsupportedError(
+            f"cannot export {model.spec.name} to {recipe.format}: {reason}", recipe.model, "see docs/export.md"
+        )
+
+
+def _manifest(recipe: Recipe, model: VlmModel, source: Path, folder: Path, artifacts: list[Artifact]) -> Manifest:
+    """The manifest over every file in `folder`; files that no exporter named are configuration."""
+    named = {artifact.path: artifact for artifact in artifacts}
+    entries = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        artifact = named.get(name, Artifact(name, "config", path.suffix.lstrip(".")))
+        entries.append(
+            ArtifactEntry(
+                path=name,
+                role=artifact.role,
+                format=artifact.format,
+                precision=artifact.precision,
+                bytes=path.stat().st_size,
+                sha256=sha256_file(path),
+                bits_per_weight=round(artifact.bits_per_weight, 4),
+                parameters=artifact.parameters,
+            )
+        )
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=model.spec.name,
+        format=recipe.format,
+        spec=model.spec.to_dict(),
+        recipe=recipe.model_dump(mode="json"),
+        artifacts=entries,
+        parity=list[ParityResult](),
+        tools=_tools(),
+        source_sha256={path.relative_to(source).as_posix(): sha256_file(path) for path in model.sources},
+        licence=model.spec.licence,
+    )
+
+
+def _tools() -> dict[str, str]:
+    """Versions of what made the bundle."""
+    tools = {"edgevlm": __version__, "python": platform.python_version()}
+    for name in _TOOLS:
+        try:
+            tools[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return tools
+
+
+def _part(progress: Progress, start: float, end: float) -> Progress:
+    """Report progress of one part of the work as a share of the whole."""
+
+    def report(done: float, total: float, what: str) -> None:
+        progress(start + (end - start) * (done / total if total else 1), 1, what)
+
+    return report

@@ -1,0 +1,171 @@
+"""Prove that an exported bundle still answers like the original, stage by stage.
+
+In: the original `VlmModel`, the bundle's folder, and thresholds. Out: one `ParityResult` a metric. The inputs are
+fixed: two generated images and four questions about each. Metrics:
+
+- vision, cosine: of the image embeddings, the smaller of the two images;
+- decoder, logits cosine: after each prompt, with the original's image embeddings, the mean of eight;
+- decoder, top-1 agreement: share of those prompts with the same likeliest token;
+- bundle, token agreement: of the greedy answers of the whole bundle (at most eight tokens), the share of tokens up to
+  the first that the original, at the same place, would not have chosen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgevlm.bundle import ParityResult
+from edgevlm.child import run_child
+from edgevlm.errors import ParityError
+from edgevlm.exporters.base import Precision, Progress
+from edgevlm.models.vlm import VlmModel
+from edgevlm.pipeline import reference
+from edgevlm.pipeline.candidate import segments
+from edgevlm.preprocess import preprocess
+from edgevlm.prompt import Message, PromptFormatter
+from edgevlm.recipe import VerifyThresholds
+from edgevlm.tokenizer import Tokenizer
+from edgevlm.zoo.scenes import scenes
+
+IMAGES = 2
+PROMPTS = 8
+TOKENS = 8
+_CHILD_TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The least values that pass."""
+
+    vision_cosine: float
+    logits_cosine: float
+    top1_agreement: float
+    token_agreement: float
+
+
+#: By the precision of the decoder; `vision_cosine` is looked up by that of the vision tower.
+THRESHOLDS: dict[Precision, Thresholds] = {
+    "fp32": Thresholds(0.9999, 0.9999, 1.0, 1.0),
+    "fp16": Thresholds(0.999, 0.999, 1.0, 0.9),
+    "int8": Thresholds(0.99, 0.99, 0.875, 0.75),
+    "int4": Thresholds(0.9, 0.9, 0.625, 0.5),
+}
+
+
+def thresholds(decoder: Precision, vision: Precision, overrides: VerifyThresholds) -> Thresholds:
+    """The table's row for these precisions, with the recipe's overrides."""
+    row = THRESHOLDS[decoder]
+    table = Thresholds(THRESHOLDS[vision].vision_cosine, row.logits_cosine, row.top1_agreement, row.token_agreement)
+    given = {name: value for name, value in overrides.model_dump().items() if value is not None}
+    return Thresholds(**{**vars(table), **given})
+
+
+def cosine(first: reference.Float32, second: reference.Float32) -> float:
+    """Cosine of two arrays of the same shape, over all elements, in float64."""
+    a, b = first.astype(np.float64).ravel(), second.astype(np.float64).ravel()
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
+
+
+def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress) -> list[ParityResult]:
+    """Measure a bundle against its original.
+
+    Raises:
+        EngineError: the bundle's engines failed.
+    """
+    pixels, prompts = _fixed_inputs(model)
+    progress(0, 3, "verify: the original's vision")
+    embeddings = reference.image_embeddings(model, pixels)
+    with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as name:
+        folder = Path(name)
+        ids = {f"prompt{index}": np.array(prompt) for index, prompt in enumerate(prompts)}
+        arrays = {"pixels": pixels, "embeddings": embeddings, "prompts": np.array(len(prompts)), **ids}
+        np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
+        run_child(
+            "edgevlm.pipeline.candidate:measure",
+            {"bundle": str(bundle), "folder": name, "tokens": TOKENS},
+            timeout=_CHILD_TIMEOUT_S,
+            on_message=lambda message: progress(1 + message[0] / message[1], 3, "verify: the bundle answers"),
+        )
+        with np.load(folder / "outputs.npz", allow_pickle=False) as outputs:
+            found, logits = outputs["embeddings"], outputs["logits"]
+            answers = [outputs[f"tokens{index}"].tolist() for index in range(len(prompts))]
+    progress(2, 3, "verify: the original answers")
+    first, agreed = _reference_answers(model, prompts, answers, embeddings)
+    values = {
+        ("vision", "vision_cosine"): min(cosine(a, b) for a, b in zip(found, embeddings, strict=True)),
+        ("decoder", "logits_cosine"): float(np.mean([cosine(a, b) for a, b in zip(logits, first, strict=True)])),
+        ("decoder", "top1_agreement"): float(np.mean(logits.argmax(-1) == first.argmax(-1))),
+        ("bundle", "token_agreement"): sum(agreed) / sum(map(len, answers)),
+    }
+    progress(3, 3, "verified")
+    return [
+        ParityResult(
+            stage=stage,
+            metric=metric,
+            value=round(value, 6),
+            threshold=getattr(limits, metric),
+            passed=bool(value >= getattr(limits, metric)),
+        )
+        for (stage, metric), value in values.items()
+    ]
+
+
+def require(results: list[ParityResult], where: str) -> None:
+    """Raise if a result did not pass.
+
+    Raises:
+        ParityError: names the metrics that fell below their thresholds.
+    """
+    failed = [f"{r.stage} {r.metric} {r.value:.4f} < {r.threshold}" for r in results if not r.passed]
+    if failed:
+        raise ParityError(
+            f"the exported model does not answer like the original: {'; '.join(failed)}",
+            where,
+            "use a higher precision, or lower the recipe's verify thresholds if that is meant",
+        )
+
+
+def _fixed_inputs(model: VlmModel) -> tuple[reference.Float32, list[list[int]]]:
+    """Pixels `[2, 3, R, R]` and eight prompts as ids; the first four belong to the first image."""
+    spec = model.spec
+    formatter = PromptFormatter(spec.prompt, Tokenizer(model.tokenizer_files["tokenizer.json"]))
+    by_image: dict[str, list[tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], str]]] = {}
+    for item in scenes("calibration", 64):
+        by_image.setdefault(item.image_id, []).append((item.image, item.question))
+    full = [items for items in by_image.values() if len(items) >= PROMPTS // IMAGES][:IMAGES]
+    pixels = [preprocess(items[0][0], spec.preprocess) for items in full]
+    system = formatter.system_messages(None)
+    prompts = [
+        formatter.start([*system, Message("user", question, image=True)])
+        for items in full
+        for _, question in items[: PROMPTS // IMAGES]
+    ]
+    return np.concatenate(pixels), prompts
+
+
+def _reference_answers(
+    model: VlmModel, prompts: list[list[int]], answers: list[list[int]], embeddings: reference.Float32
+) -> tuple[reference.Float32, list[int]]:
+    """The original's logits after each prompt `[P, V]`, and how many leading tokens of each answer it agrees with.
+
+    One pass over prompt and answer together: the logits before each answer token tell what the original chose there.
+    """
+    sequences, counts = [], []
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        image = embeddings[index * len(embeddings) // len(prompts)]
+        parts = [
+            part if part.dtype == np.float32 else reference.token_embeddings(model, part.tolist())
+            for part in segments([*prompt, *answer[:-1]], image)
+        ]
+        sequences.append(np.concatenate(parts).astype(np.float32))
+        counts.append(len(answer))
+    logits = reference.last_logits(model, sequences, counts)
+    agreed = []
+    for rows, answer in zip(logits, answers, strict=True):
+        same = rows.argmax(-1) == np.array(answer)
+        agreed.append(int(same.argmin()) if not same.all() else len(answer))
+    return np.stack([rows[0] for rows in logits]), agreed
