@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import read_json
 from edgevlm.models.source import resolve
+from edgevlm.models.unknown import unknown_model
 from edgevlm.models.vlm import VlmModel, with_resolution
 
 #: A family is a module of this package with `MODEL_TYPES` and `load(folder, config)`.
@@ -36,6 +36,4 @@ def load(folder: Path, *, resolution: int | None = None) -> VlmModel:
         if model_type in family.MODEL_TYPES:
             model: VlmModel = family.load(folder, config)
             return model if resolution is None else with_resolution(model, resolution)
-    raise CheckpointError(
-        f"unknown model_type {model_type!r:.60}", str(folder / "config.json"), f"known types: {', '.join(known)}"
-    )
+    raise unknown_model(config, str(folder / "config.json"), known)

@@ -190,3 +190,14 @@ def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="unknown model_type 'bert'"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [("Qwen2ForCausalLM", "a text-generation model"), ("BertForMaskedLM", "a fill-mask model"), ("Nothing", None)],
+)
+def test_an_unknown_model_is_told_what_it_is(architecture: str, task: str | None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", "architectures": [architecture]}))
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path)
+    assert (task in caught.value.what) if task else ("model, not" not in caught.value.what)
