@@ -1,0 +1,122 @@
+"""The decoder graph: one description for every family, written in a dialect's steps.
+
+In: a `Decoder` (weights in any float dtype, perhaps memory-mapped), the precision, and where its embedding table was
+written. Out: nodes and tensors in a graph with the inputs and outputs that onnx-community models use. Each branch below
+is a field of `DecoderSpec`. Matrices are converted one at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgevlm.exporters.onnx.dialect_ort import OrtDialect
+from edgevlm.exporters.onnx.table import StoredTable
+from edgevlm.models.decoder import Decoder, DecoderLayer, SwiGLU
+from edgevlm.quant.schemes import Precision, StoredMatrix, TensorRole, scheme_for, store
+
+Float32 = NDArray[np.float32]
+
+
+class DecoderBuilder:
+    """Adds a decoder to a dialect's graph, layer by layer."""
+
+    def __init__(self, decoder: Decoder, dialect: OrtDialect, precision: Precision) -> None:
+        self.decoder = decoder
+        self.layers = [layer for layer in decoder.layers if isinstance(layer, DecoderLayer)]
+        self.spec = decoder.spec
+        self.dialect = dialect
+        self.precision = precision
+
+    def begin(self) -> tuple[str, str]:
+        """Inputs and the first norm; returns the residual stream and its normalised form."""
+        x = self.dialect.inputs()
+        norm = self.layers[0].input_layernorm
+        return x, self.dialect.norm(x, self.spec.norm, *_affine(norm), self.spec.norm_eps, "layers.0.input_layernorm")
+
+    def layer(self, index: int, x: str, normed: str) -> tuple[str, str]:
+        """One layer, and the norm that follows it (the next layer's, or the last).
+
+        In the last layer only the positions whose logits are wanted go on after attention.
+        """
+        spec, dialect, layer = self.spec, self.dialect, self.layers[index]
+        path, final = f"layers.{index}", index == spec.num_hidden_layers - 1
+        attention = self._attention(index, layer, normed)
+        if final:
+            attention = dialect.keep_last(attention, f"{path}.kept.attention")
+            x = dialect.keep_last(x, f"{path}.kept.residual")
+            if spec.residual == "parallel":
+                normed = dialect.keep_last(normed, f"{path}.kept.normed")
+        attention = self._linear(attention, f"{path}.self_attn.o_proj", layer.self_attn.o_proj)
+        if isinstance(norm := layer.attention_branch_norm, nn.RMSNorm):
+            assert norm.eps is not None
+            attention = dialect.norm(attention, "rms", *_affine(norm), norm.eps, f"{path}.attention_branch_norm")
+        if spec.residual == "parallel":
+            x = dialect.add(x, attention, f"{path}.attention_sum")
+        else:
+            norm, name = layer.post_attention_layernorm, f"{path}.post_attention_layernorm"
+            x, normed = dialect.add_norm(x, attention, spec.norm, *_affine(norm), spec.norm_eps, name)
+        mlp = self._mlp(path, layer, normed)
+        norm = self.decoder.norm if final else self.layers[index + 1].input_layernorm
+        name = "norm" if final else f"layers.{index + 1}.input_layernorm"
+        return dialect.add_norm(x, mlp, spec.norm, *_affine(norm), spec.norm_eps, name)
+
+    def head(self, normed: str, table: StoredTable) -> None:
+        """Logits and the outputs; a tied head reads the bytes of `table`."""
+        if self.spec.tied_embeddings:
+            self.dialect.tied_head(normed, table, None, "logits")
+        else:
+            self._linear(normed, "logits", self.decoder.lm_head, role="head")
+        self.dialect.outputs()
+
+    def _attention(self, index: int, layer: DecoderLayer, normed: str) -> str:
+        spec, dialect, attention = self.spec, self.dialect, layer.self_attn
+        path = f"layers.{index}.self_attn"
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        if spec.qk_norm == "none":
+            query, key, value = self._linear(normed, f"{path}.qkv_proj", *projections), "", ""
+        else:
+            names = (f"{path}.q_proj", f"{path}.k_proj", f"{path}.v_proj")
+            query, key, value = (self._linear(normed, n, p) for n, p in zip(names, projections, strict=True))
+            for_query = (spec.num_attention_heads, spec.qk_norm, *_affine(attention.q_norm), spec.norm_eps)
+            for_key = (spec.num_key_value_heads, spec.qk_norm, *_affine(attention.k_norm), spec.norm_eps)
+            query = dialect.head_norm(query, *for_query, f"{path}.q_norm")
+            key = dialect.head_norm(key, *for_key, f"{path}.k_norm")
+        return dialect.attention(query, key, value, index, f"{path}.mixed")
+
+    def _mlp(self, path: str, layer: DecoderLayer, normed: str) -> str:
+        dialect, mlp = self.dialect, layer.mlp
+        if isinstance(mlp, SwiGLU):
+            gate = self._linear(normed, f"{path}.mlp.gate_proj", mlp.gate_proj)
+            up = self._linear(normed, f"{path}.mlp.up_proj", mlp.up_proj)
+            gated = dialect.multiply(dialect.silu(gate, f"{path}.mlp.silu"), up, f"{path}.mlp.gated")
+            return self._linear(gated, f"{path}.mlp.down_proj", mlp.down_proj)
+        hidden = dialect.gelu_tanh(self._linear(normed, f"{path}.mlp.fc1", mlp.fc1), f"{path}.mlp.gelu")
+        return self._linear(hidden, f"{path}.mlp.fc2", mlp.fc2)
+
+    def _linear(self, x: str, name: str, *layers: nn.Linear, role: TensorRole = "linear") -> str:
+        """One product for layers that share their input, outputs side by side."""
+        weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
+        bias = None
+        if layers[0].bias is not None:
+            bias = to_float32(torch.cat([layer.bias for layer in layers]))
+        return self.dialect.linear(x, self._matrix(name, weight, role), bias, name)
+
+    def _matrix(self, name: str, weight: Tensor, role: TensorRole) -> StoredMatrix:
+        return store(weight, scheme_for(f"{name}.weight", role, weight.shape[1], self.precision))
+
+
+def to_float32(tensor: Tensor) -> Float32:
+    """A parameter as a float32 array."""
+    array: Float32 = tensor.detach().float().contiguous().numpy()
+    return array
+
+
+def _affine(norm: nn.Module) -> tuple[Float32, Float32 | None]:
+    """Weight and bias of a norm."""
+    bias = getattr(norm, "bias", None)
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    return to_float32(weight), to_float32(bias) if isinstance(bias, Tensor) else None

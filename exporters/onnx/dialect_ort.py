@@ -1,0 +1,209 @@
+"""The `ort` dialect: what one step of a decoder is in ONNX Runtime's fused operators.
+
+Each method adds the nodes of one step to a graph and returns the name of its result; `decoder.py` says which steps make
+a model. Another dialect is another class with these methods. Activations are float32; quantized products use
+MatMulNBits at accuracy level 4 (activations rounded to int8 per block inside the kernel), without which int4 is slower
+than float. Contrib operators: onnxruntime, docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgevlm.exporters.onnx.graph import CONTRIB, FLOAT, INT32, INT64, Graph
+from edgevlm.exporters.onnx.packing import pack_codes, pack_zero_points
+from edgevlm.exporters.onnx.table import StoredTable
+from edgevlm.models.decoder import rotary_tables
+from edgevlm.quant.schemes import StoredMatrix
+from edgevlm.quant.tensor import QuantizedTensor
+from edgevlm.spec import DecoderSpec
+
+Float32 = NDArray[np.float32]
+_INT64_MAX = np.iinfo(np.int64).max
+
+
+class OrtDialect:
+    """Steps of a decoder in contrib operators, added to `graph`."""
+
+    def __init__(self, graph: Graph, spec: DecoderSpec, *, accuracy_level: int = 4) -> None:
+        self.graph = graph
+        self.spec = spec
+        self.accuracy_level = accuracy_level
+
+    def inputs(self) -> str:
+        """Declare the graph's inputs and what all layers share; returns the embeddings `[B, S, H]`.
+
+        `attention_mask` `[B, T]` covers past and present positions; only its length and its sums are used, so that a
+        key/value buffer longer than the sequence works (past and present may then be one buffer). Axis names are
+        those that transformers.js resolves.
+        """
+        graph, spec = self.graph, self.spec
+        embeds = graph.input("inputs_embeds", FLOAT, ["batch_size", "sequence_length", spec.hidden_size])
+        mask = graph.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
+        graph.input("num_logits_to_keep", INT64, [])
+        for index in range(spec.num_hidden_layers):
+            for kind in ("key", "value"):
+                graph.input(f"past_key_values.{index}.{kind}", FLOAT, self._cache_shape("past_sequence_length"))
+        lengths = graph.op("ReduceSum", [mask, graph.integers(1)], "mask.lengths", keepdims=0)
+        last = graph.op("Sub", [lengths, graph.integers(1)], "mask.last")
+        graph.op("Cast", [last], "seqlens_k", to=INT32)
+        shape = graph.op("Shape", [mask], "mask.total", start=1, end=2)
+        total = graph.op("Squeeze", [shape, graph.integers(0)], "mask.total_scalar")
+        graph.op("Cast", [total], "total_sequence_length", to=INT32)
+        positions = torch.arange(spec.max_position_embeddings)
+        cos, sin = rotary_tables(positions, spec.rotary_dim, spec.rope_theta)
+        graph.tensor("rotary.cos", cos.numpy())
+        graph.tensor("rotary.sin", sin.numpy())
+        keep = graph.op("Neg", ["num_logits_to_keep"], "keep.start")
+        graph.op("Reshape", [keep, graph.integers(1)], "keep.starts")
+        return embeds
+
+    def _cache_shape(self, length: str) -> list[str | int]:
+        return ["batch_size", self.spec.num_key_value_heads, length, self.spec.head_dim]
+
+    def keep_last(self, x: str, name: str) -> str:
+        """`[B, S, C]` to its last `num_logits_to_keep` positions; all of them for 0, since -0 is the start."""
+        graph = self.graph
+        return graph.op("Slice", [x, "keep.starts", graph.integers(_INT64_MAX), graph.integers(1)], name)
+
+    def linear(self, x: str, matrix: StoredMatrix, bias: Float32 | None, name: str) -> str:
+        """`[B, S, K]` times a matrix `[N, K]`, plus a bias."""
+        graph = self.graph
+        if not isinstance(matrix, QuantizedTensor):
+            weight = graph.weight(f"{name}.weight", matrix)
+            return self._float_product(x, weight, half=matrix.dtype == np.float16, bias=bias, name=name)
+        inputs = [
+            x,
+            graph.weight(f"{name}.weight.codes", pack_codes(matrix)),
+            graph.weight(f"{name}.weight.scales", matrix.scales),
+        ]
+        zeros = pack_zero_points(matrix)
+        inputs.append("" if zeros is None else graph.weight(f"{name}.weight.zero_points", zeros))
+        rows, columns = matrix.codes.shape
+        return self._quantized_product(inputs, rows, columns, matrix.scheme.bits, matrix.scheme.group_size, bias, name)
+
+    def tied_head(self, x: str, table: StoredTable, bias: Float32 | None, name: str) -> str:
+        """`[B, S, H]` times the embedding table `[V, H]`, reading the bytes that the embedding graph wrote."""
+        graph = self.graph
+        if table.scheme is None:
+            weight = graph.stored(f"{name}.weight", table.data)
+            half = table.data.data_type != FLOAT
+            return self._float_product(x, weight, half=half, bias=bias, name=name)
+        scheme = table.scheme
+        groups = -(-table.columns // scheme.group_size)
+        blocks = (table.rows, groups, scheme.group_size * scheme.bits // 8)
+        assert table.scales is not None
+        inputs = [
+            x,
+            graph.stored(f"{name}.weight.codes", table.data, blocks),
+            graph.stored(f"{name}.weight.scales", table.scales),
+        ]
+        if table.zero_points is not None:
+            inputs.append(graph.stored(f"{name}.weight.zero_points", table.zero_points))
+        return self._quantized_product(inputs, table.rows, table.columns, scheme.bits, scheme.group_size, bias, name)
+
+    def _quantized_product(
+        self, inputs: list[str], rows: int, columns: int, bits: int, block: int, bias: Float32 | None, name: str
+    ) -> str:
+        if bias is not None:
+            inputs = [*inputs, *[""] * (5 - len(inputs)), self.graph.weight(f"{name}.bias", bias)]
+        while not inputs[-1]:
+            inputs = inputs[:-1]
+        return self.graph.op(
+            "MatMulNBits",
+            inputs,
+            name,
+            domain=CONTRIB,
+            N=rows,
+            K=columns,
+            bits=bits,
+            block_size=block,
+            accuracy_level=self.accuracy_level,
+        )
+
+    def _float_product(self, x: str, weight: str, *, half: bool, bias: Float32 | None, name: str) -> str:
+        """transB reads the matrix as published. Half weights are widened once, when the session folds constants."""
+        graph = self.graph
+        if half:
+            weight = graph.op("Cast", [weight], f"{name}.weight.float", to=FLOAT)
+        product = name if bias is None else f"{name}.product"
+        graph.op("FusedMatMul", [x, weight], product, domain=CONTRIB, transB=1)
+        if bias is not None:
+            graph.op("Add", [product, graph.weight(f"{name}.bias", bias)], name)
+        return name
+
+    def norm(self, x: str, kind: str, weight: Float32, bias: Float32 | None, eps: float, name: str) -> str:
+        """RMS or layer normalisation of the last axis."""
+        graph = self.graph
+        inputs = [x, graph.weight(f"{name}.weight", weight)]
+        if kind == "rms":
+            return graph.op("RMSNormalization", inputs, name, axis=-1, epsilon=eps)
+        if bias is not None:
+            inputs.append(graph.weight(f"{name}.bias", bias))
+        return graph.op("LayerNormalization", inputs, name, axis=-1, epsilon=eps)
+
+    def add(self, a: str, b: str, name: str) -> str:
+        """Elementwise sum."""
+        return self.graph.op("Add", [a, b], name)
+
+    def add_norm(
+        self, a: str, b: str, kind: str, weight: Float32, bias: Float32 | None, eps: float, name: str
+    ) -> tuple[str, str]:
+        """a + b, and that sum normalised, in one pass over memory."""
+        graph = self.graph
+        inputs = [a, b, graph.weight(f"{name}.weight", weight)]
+        if bias is not None:
+            inputs.append(graph.weight(f"{name}.bias", bias))
+        op = "SkipSimplifiedLayerNormalization" if kind == "rms" else "SkipLayerNormalization"
+        graph.ops(op, inputs, [name, "", "", f"{name}.sum"], domain=CONTRIB, epsilon=eps)
+        return f"{name}.sum", name
+
+    def head_norm(
+        self, x: str, heads: int, kind: str, weight: Float32, bias: Float32 | None, eps: float, name: str
+    ) -> str:
+        """Normalise each head of `[B, S, heads * D]` with one weight `[D]`."""
+        graph, spec = self.graph, self.spec
+        split = graph.op("Reshape", [x, graph.integers(0, 0, heads, spec.head_dim)], f"{name}.heads")
+        normed = self.norm(split, kind, weight, bias, eps, f"{name}.normed")
+        return graph.op("Reshape", [normed, graph.integers(0, 0, heads * spec.head_dim)], name)
+
+    def attention(self, query: str, key: str, value: str, index: int, name: str) -> str:
+        """Rotary positions, cache update and causal grouped-query attention: `[B, S, heads * D]`.
+
+        `query` alone may hold queries, keys and values side by side; then `key` and `value` are empty.
+        """
+        spec, past = self.spec, f"past_key_values.{index}"
+        inputs = [query, key, value, f"{past}.key", f"{past}.value", "seqlens_k", "total_sequence_length"]
+        present = [f"present.{index}.key", f"present.{index}.value"]
+        self.graph.ops(
+            "GroupQueryAttention",
+            [*inputs, "rotary.cos", "rotary.sin"],
+            [name, *present],
+            domain=CONTRIB,
+            num_heads=spec.num_attention_heads,
+            kv_num_heads=spec.num_key_value_heads,
+            do_rotary=1,
+        )
+        return name
+
+    def silu(self, x: str, name: str) -> str:
+        """x * sigmoid(x): QuickGelu with alpha 1."""
+        return self.graph.op("QuickGelu", [x], name, domain=CONTRIB, alpha=1.0)
+
+    def multiply(self, a: str, b: str, name: str) -> str:
+        """Elementwise product."""
+        return self.graph.op("Mul", [a, b], name)
+
+    def gelu_tanh(self, x: str, name: str) -> str:
+        """The tanh form of GELU."""
+        return self.graph.op("Gelu", [x], name, approximate="tanh")
+
+    def outputs(self) -> None:
+        """Declare the graph's outputs: `logits` `[B, kept, V]` and the updated cache."""
+        graph, spec = self.graph, self.spec
+        graph.output("logits", FLOAT, ["batch_size", "num_logits", spec.vocab_size])
+        for index in range(spec.num_hidden_layers):
+            for kind in ("key", "value"):
+                graph.output(f"present.{index}.{kind}", FLOAT, self._cache_shape("total_sequence_length"))

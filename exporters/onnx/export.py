@@ -1,0 +1,166 @@
+"""Write the ONNX files of a model: three graphs, their data, and the configuration around them.
+
+In: a `VlmModel` and two precisions. Out: `onnx/vision_encoder*.onnx`, `onnx/embed_tokens*.onnx`,
+`onnx/decoder_model_merged*.onnx`, each with an `.onnx_data` file, and JSON files; the folder loads in ONNX Runtime and
+transformers.js. The same model and precisions give the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from edgevlm.errors import CheckpointError
+from edgevlm.exporters.base import Artifact, Progress, Role
+from edgevlm.exporters.onnx import layout
+from edgevlm.exporters.onnx.configs import write_configs, write_tokenizer
+from edgevlm.exporters.onnx.decoder import DecoderBuilder
+from edgevlm.exporters.onnx.dialect_ort import OrtDialect
+from edgevlm.exporters.onnx.external import ExternalData
+from edgevlm.exporters.onnx.graph import Graph
+from edgevlm.exporters.onnx.table import StoredTable, build_embedding, write_table
+from edgevlm.exporters.onnx.vision import export_vision
+from edgevlm.models.vlm import VlmModel
+from edgevlm.quant.schemes import Precision, scheme_for, store
+from edgevlm.spec import ModelSpec
+
+
+def supports(spec: ModelSpec, precision: Precision, vision_precision: Precision) -> str | None:
+    """Why this model cannot be exported like this; None when it can."""
+    del precision  # every one exists for the decoder
+    if vision_precision == "int4":
+        return "a convolutional vision tower cannot be stored in int4; use int8 or fp16"
+    if spec.decoder.rotary_dim % 16:
+        return f"GroupQueryAttention rotates channels in groups of 16, not {spec.decoder.rotary_dim}"
+    return None
+
+
+def export(
+    model: VlmModel, out: Path, *, precision: Precision, vision_precision: Precision, progress: Progress
+) -> list[Artifact]:
+    """Write the files into `out`, an existing folder.
+
+    Args:
+        model: its weights may be memory-mapped; they are converted one at a time.
+        precision: of the decoder and its embedding.
+        vision_precision: storage of the vision tower; it computes in float32.
+        progress: called with weights done, weights in all, and what is being written.
+
+    Raises:
+        CheckpointError: a weight is not finite or does not fit the precision, or the tokenizer cannot be read.
+        OSError: a file cannot be written.
+    """
+    folder = out / layout.FOLDER
+    folder.mkdir()
+    steps = _Steps([model.vision, model.decoder], progress)
+    try:
+        vision = _export_vision(model, folder, vision_precision, steps)
+        table, embedding = _export_embedding(model, folder, precision, steps)
+        decoder = _export_decoder(model, folder, precision, table, steps)
+    except ValueError as error:
+        raise CheckpointError(str(error), model.spec.name, "download the checkpoint again, or choose fp32") from error
+    names = write_configs(model.spec, model.tokenizer_files, out, precision, vision_precision)
+    configs = [Artifact(name, "tokenizer" if name.startswith("tokenizer") else "config", "json") for name in names]
+    return [*vision, *embedding, *decoder, *configs]
+
+
+def export_vision_part(
+    model: VlmModel, out: Path, *, vision_precision: Precision, progress: Progress
+) -> list[Artifact]:
+    """Write the vision graph and the tokenizer alone, for bundles whose decoder has another format.
+
+    Raises:
+        CheckpointError: a weight is not finite or does not fit the precision, or the tokenizer cannot be read.
+        OSError: a file cannot be written.
+    """
+    folder = out / layout.FOLDER
+    folder.mkdir()
+    try:
+        vision = _export_vision(model, folder, vision_precision, _Steps([model.vision], progress))
+    except ValueError as error:
+        raise CheckpointError(str(error), model.spec.name, "download the checkpoint again, or choose fp32") from error
+    names = write_tokenizer(model.spec, model.tokenizer_files, out)
+    return [*vision, *(Artifact(name, "tokenizer", "json") for name in names)]
+
+
+class _Steps:
+    """Progress in weights written, over all the modules to write."""
+
+    def __init__(self, modules: list[nn.Module], progress: Progress) -> None:
+        self.done = 0
+        self.total = sum(weights_of(module) for module in modules)
+        self._progress = progress
+
+    def before(self, what: str) -> None:
+        """Say what is written next."""
+        self._progress(self.done, self.total, what)
+
+    def after(self, what: str, weights: int) -> None:
+        """Say that it was written."""
+        self.done += weights
+        self._progress(self.done, self.total, what)
+
+
+def weights_of(module: nn.Module) -> int:
+    """Weights of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _export_vision(model: VlmModel, folder: Path, precision: Precision, steps: _Steps) -> list[Artifact]:
+    steps.before("vision tower")
+    path = folder / layout.graph_file(layout.VISION, precision)
+    with ExternalData(folder / layout.data_file(layout.VISION, precision)) as data:
+        weight_bytes = export_vision(model.vision, model.spec.vision.image_size, precision, path, data)
+    weights = weights_of(model.vision)
+    steps.after("vision tower", weights)
+    return _artifacts("vision", layout.VISION, precision, weights, weight_bytes)
+
+
+def _export_embedding(
+    model: VlmModel, folder: Path, precision: Precision, steps: _Steps
+) -> tuple[StoredTable, list[Artifact]]:
+    weight = model.decoder.embed_tokens.weight
+    steps.before("token embedding")
+    with ExternalData(folder / layout.data_file(layout.EMBEDDING, precision)) as data:
+        scheme = scheme_for("embed_tokens.weight", "embedding", weight.shape[1], precision)
+        table = write_table(store(weight, scheme), data)
+        graph = Graph(layout.EMBEDDING, data)
+        build_embedding(graph, table, model.spec.prompt.image_token_id)
+    graph.save(folder / layout.graph_file(layout.EMBEDDING, precision))
+    steps.after("token embedding", weight.numel())
+    return table, _artifacts("embed", layout.EMBEDDING, precision, weight.numel(), table.weight_bytes)
+
+
+def _export_decoder(
+    model: VlmModel, folder: Path, precision: Precision, table: StoredTable, steps: _Steps
+) -> list[Artifact]:
+    decoder = model.decoder
+    with ExternalData(folder / layout.data_file(layout.DECODER, precision)) as data:
+        graph = Graph(layout.DECODER, data)
+        builder = DecoderBuilder(decoder, OrtDialect(graph, decoder.spec), precision)
+        x, normed = builder.begin()
+        for index, layer in enumerate(decoder.layers):
+            x, normed = builder.layer(index, x, normed)
+            steps.after(f"decoder layer {index + 1} of {len(decoder.layers)}", weights_of(layer))
+        builder.head(normed, table)
+    graph.save(folder / layout.graph_file(layout.DECODER, precision))
+    steps.after("decoder head", steps.total - steps.done)
+    weights = weights_of(decoder) - decoder.embed_tokens.weight.numel()
+    return _artifacts("decoder", layout.DECODER, precision, weights, graph.weight_bytes)
+
+
+def _artifacts(role: Role, component: str, precision: Precision, weights: int, weight_bytes: int) -> list[Artifact]:
+    """A graph and its data file; the graph's few inline weights are counted with the data."""
+    prefix = f"{layout.FOLDER}/"
+    return [
+        Artifact(prefix + layout.graph_file(component, precision), role, "onnx", precision),
+        Artifact(
+            prefix + layout.data_file(component, precision),
+            role,
+            "onnx-data",
+            precision,
+            bits_per_weight=8 * weight_bytes / weights,
+            parameters=weights,
+        ),
+    ]

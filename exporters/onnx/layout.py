@@ -1,0 +1,27 @@
+"""File names of an ONNX bundle, as transformers.js and the onnx-community models use them.
+
+Each component's name ends in a suffix for its precision; its big tensors are in `<file>_data` beside it.
+"""
+
+from __future__ import annotations
+
+from edgevlm.quant.schemes import Precision
+
+FOLDER = "onnx"
+VISION = "vision_encoder"
+EMBEDDING = "embed_tokens"
+DECODER = "decoder_model_merged"
+
+_SUFFIX: dict[Precision, str] = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "int4": "_q4"}
+#: What transformers.js calls the precision that a suffix stands for.
+JS_DTYPE: dict[Precision, str] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int4": "q4"}
+
+
+def graph_file(component: str, precision: Precision) -> str:
+    """The component's file name: `decoder_model_merged_q4.onnx`."""
+    return f"{component}{_SUFFIX[precision]}.onnx"
+
+
+def data_file(component: str, precision: Precision) -> str:
+    """The file of its external data: `decoder_model_merged_q4.onnx_data`."""
+    return graph_file(component, precision) + "_data"

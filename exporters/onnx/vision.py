@@ -1,0 +1,184 @@
+"""The vision graph: `pixel_values` float32 `[B, 3, R, R]` to `image_features` float32 `[B, N, H]`.
+
+Traced by `torch.onnx.export` (dynamo), attention written as three products; then everything that differs between two
+runs or machines is removed (stack traces, scopes), and matrices and kernels move to a data file in the precision asked
+for. At fp16 and int8 the graph computes in float32: a Cast or DequantizeLinear stands behind each stored kernel, which
+ONNX Runtime folds once when it loads and OpenVINO reads as a compressed constant.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from onnxscript import opset20 as op
+
+from edgevlm._version import __version__
+from edgevlm.exporters.onnx.external import ExternalData
+from edgevlm.models.vlm import VisionModel
+from edgevlm.quant.schemes import Precision, store, vision_scheme
+from edgevlm.quant.tensor import QuantizedTensor
+
+#: 20 brings Gelu; OpenVINO and the runtimes on devices read it.
+OPSET = 20
+_INLINE_BELOW = 1024
+
+
+def export_vision(vision: VisionModel, resolution: int, precision: Precision, path: Path, data: ExternalData) -> int:
+    """Write the graph to `path` and its big tensors to `data`; returns the bytes of its weights.
+
+    Args:
+        vision: encoder and projector, in any float dtype; left as it is.
+        resolution: input pixels along one side. The graph is for this size alone, which lets runtimes plan memory.
+
+    Raises:
+        ValueError: a weight is not finite or does not fit the precision.
+        OSError: a file cannot be written.
+    """
+    model = _trace(vision, resolution)
+    _strip(model)
+    weight_bytes = 0
+    for value in sorted(model.graph.initializers.values(), key=lambda value: value.name or ""):
+        assert value.const_value is not None and value.name is not None
+        array = value.const_value.numpy()
+        if array.nbytes >= _INLINE_BELOW:
+            weight_bytes += _store(model, value, array, precision, data)
+        elif array.dtype == np.float32:
+            weight_bytes += array.nbytes
+    model.producer_name, model.producer_version = "edgevlm", __version__
+    path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return weight_bytes
+
+
+def _trace(vision: VisionModel, resolution: int) -> ir.Model:
+    module = copy.deepcopy(vision).float().eval()
+    pixels = torch.zeros(1, 3, resolution, resolution)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (pixels,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["pixel_values"],
+            output_names=["image_features"],
+            dynamic_shapes=({0: "batch_size"},),
+            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Unmasked attention of `[B, heads, N, D]` with a static D; torch's own translation asks for shapes at run time."""
+    if attn_mask is not None or is_causal or dropout_p or enable_gqa:
+        raise NotImplementedError("vision attention is full and unmasked")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = op.MatMul(op.Mul(query, op.Constant(value_float=scale)), op.Transpose(key, perm=[0, 1, 3, 2]))
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _strip(model: ir.Model) -> None:
+    """Remove what describes the trace, not the model."""
+    model.metadata_props.clear()
+    model.doc_string = None
+    graph = model.graph
+    graph.metadata_props.clear()
+    graph.doc_string, graph.name = None, "vision_encoder"
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+    for value in [*graph.inputs, *graph.initializers.values()]:
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def _store(model: ir.Model, value: ir.Value, array: NDArray[Any], precision: Precision, data: ExternalData) -> int:
+    """Move one initializer to the data file; where it is stored narrower, widen it in the graph under its old name.
+
+    Returns the bytes it takes.
+    """
+    name, graph = value.name, model.graph
+    assert name is not None
+    scheme = "float32" if array.dtype != np.float32 else vision_scheme(array.shape, precision)
+    if scheme == "float32":
+        value.const_value = _append(data, name, array)
+        return array.nbytes
+    # Matrices of traced products are [K, N], kernels [N, C, h, w]; scales belong to outputs.
+    axis = 1 if array.ndim == 2 else 0
+    rows = torch.from_numpy(array.T if axis else array.reshape(array.shape[0], -1))
+    stored = store(rows, scheme)
+    if isinstance(stored, QuantizedTensor):
+        codes, scales = stored.codes.T if axis else stored.codes.reshape(array.shape), stored.scales[:, 0]
+        inputs = [
+            _initializer(graph, f"{name}.codes", _append(data, f"{name}.codes", codes)),
+            _initializer(graph, f"{name}.scale", ir.tensor(scales)),
+            _initializer(graph, f"{name}.zero", ir.tensor(np.full(len(scales), 128, np.uint8))),
+        ]
+        node = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}.widen")
+    else:
+        half = (stored.T if axis else stored).reshape(array.shape)
+        inputs = [_initializer(graph, f"{name}.half", _append(data, f"{name}.half", half))]
+        node = ir.node("Cast", inputs, {"to": ir.DataType.FLOAT}, name=f"{name}.widen")
+    output = node.outputs[0]
+    output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(array.shape)
+    ir.convenience.replace_all_uses_with(value, output)
+    del graph.initializers[name]
+    output.name = name
+    graph.insert_before(graph[0], node)
+    return sum(input.const_value.nbytes for input in inputs if input.const_value is not None)
+
+
+def _append(data: ExternalData, name: str, array: NDArray[Any]) -> ir.ExternalTensor:
+    stored = data.append(array)
+    return ir.ExternalTensor(
+        stored.location,
+        stored.offset,
+        stored.length,
+        ir.DataType(stored.data_type),
+        shape=ir.Shape(array.shape),
+        name=name,
+        base_dir=data.path.parent,
+    )
+
+
+def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    tensor.name = name
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about operators of libraries that are not installed, and about its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
