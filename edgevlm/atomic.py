@@ -8,8 +8,10 @@ killed at any moment leaves either the old content, or the new, and perhaps a si
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,9 @@ from pathlib import Path
 from edgevlm.errors import InputError
 
 TEMPORARY_PREFIX = ".edgevlm-tmp-"
+# From linux/fs.h and linux/fcntl.h.
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
 
 
 def _fsync(path: Path) -> None:
@@ -42,10 +47,14 @@ def remove_leftovers(parent: Path) -> None:
     for path in parent.glob(TEMPORARY_PREFIX + "*"):
         pid = path.name[len(TEMPORARY_PREFIX) :].split("-", 1)[0]
         if pid.isdigit() and not _alive(int(pid)):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _prepare(target: Path) -> Path:
@@ -128,18 +137,11 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         temporary.chmod(0o777 & ~umask)
         yield temporary
         for path in sorted(temporary.rglob("*")):
-            if path.is_file():
+            if not path.is_symlink():
                 _fsync(path)
         _fsync(temporary)
         if occupied:
-            aside = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir=parent))
-            target.replace(aside / "old")
-            try:
-                temporary.replace(target)
-            except OSError:
-                (aside / "old").replace(target)
-                raise
-            shutil.rmtree(aside, ignore_errors=True)
+            _exchange(temporary, target)
         else:
             temporary.replace(target)
         _fsync(parent)
@@ -147,4 +149,19 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         raise _write_error(error, target) from error
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two paths of one folder in one step (renameat2(2)), so that `old` is never absent.
+
+    Where the file system cannot, in two renames: a kill between them leaves `old` under a temporary name.
+    """
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 and renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+        return
+    aside = Path(tempfile.mkdtemp(prefix=new.name, dir=new.parent)) / "old"
+    old.replace(aside)
+    new.replace(old)
+    aside.replace(new)
+    aside.parent.rmdir()
