@@ -7,6 +7,8 @@ transformers.js. The same model and precisions give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -82,6 +84,30 @@ def export_vision_part(
         raise CheckpointError(str(error), model.spec.name, "download the checkpoint again, or choose fp32") from error
     names = write_tokenizer(model.spec, model.tokenizer_files, out)
     return [*vision, *(Artifact(name, "tokenizer", "json") for name in names)]
+
+
+def export_vision_part(
+    model: VlmModel, out: Path, *, vision_precision: Precision, progress: Progress
+) -> list[Artifact]:
+    """Write the vision graph alone into `out`, an existing folder, for bundles whose decoder has another format.
+
+    Raises:
+        CheckpointError: a weight is not finite or does not fit the precision.
+        OSError: a file cannot be written.
+    """
+    folder = out / layout.FOLDER
+    folder.mkdir()
+    with _weight_errors(model):
+        return _export_vision(model, folder, vision_precision, _Steps(progress, weights_of(model.vision)))
+
+
+@contextlib.contextmanager
+def _weight_errors(model: VlmModel) -> Iterator[None]:
+    """Quantizers raise ValueError for weights that they cannot represent."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(str(error), model.spec.name, "download the checkpoint again, or choose fp32") from error
 
 
 class _Steps:
