@@ -56,12 +56,10 @@ def export(
     folder = out / layout.FOLDER
     folder.mkdir()
     steps = _Steps([model.vision, model.decoder], progress)
-    try:
+    with _weight_errors(model):
         vision = _export_vision(model, folder, vision_precision, steps)
         table, embedding = _export_embedding(model, folder, precision, steps)
         decoder = _export_decoder(model, folder, precision, table, steps)
-    except ValueError as error:
-        raise CheckpointError(str(error), model.spec.name, "download the checkpoint again, or choose fp32") from error
     names = write_configs(model.spec, model.tokenizer_files, out, precision, vision_precision)
     configs = [Artifact(name, "tokenizer" if name.startswith("tokenizer") else "config", "json") for name in names]
     return [*vision, *embedding, *decoder, *configs]
@@ -78,27 +76,10 @@ def export_vision_part(
     """
     folder = out / layout.FOLDER
     folder.mkdir()
-    try:
+    with _weight_errors(model):
         vision = _export_vision(model, folder, vision_precision, _Steps([model.vision], progress))
-    except ValueError as error:
-        raise CheckpointError(str(error), model.spec.name, "download the checkpoint again, or choose fp32") from error
     names = write_tokenizer(model.spec, model.tokenizer_files, out)
     return [*vision, *(Artifact(name, "tokenizer", "json") for name in names)]
-
-
-def export_vision_part(
-    model: VlmModel, out: Path, *, vision_precision: Precision, progress: Progress
-) -> list[Artifact]:
-    """Write the vision graph alone into `out`, an existing folder, for bundles whose decoder has another format.
-
-    Raises:
-        CheckpointError: a weight is not finite or does not fit the precision.
-        OSError: a file cannot be written.
-    """
-    folder = out / layout.FOLDER
-    folder.mkdir()
-    with _weight_errors(model):
-        return _export_vision(model, folder, vision_precision, _Steps(progress, weights_of(model.vision)))
 
 
 @contextlib.contextmanager
