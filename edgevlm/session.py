@@ -1,0 +1,364 @@
+"""A session: the engines of one bundle, and everything above them.
+
+In: an image and a question. Out: an `Answer`, or text as it is generated. The session prepares image and prompt,
+splices image embeddings between token ids, reuses what the key/value cache and the image cache already hold, and times
+each stage, once for all engines.
+
+A session answers one request at a time: it owns one key/value cache. A second request, from another thread or while a
+stream is still open, gets an error at once; load a second session to answer in parallel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.answer import Answer, AnswerStats, GenerationArguments, GenerationOptions
+from edgevlm.bundle import open_bundle
+from edgevlm.errors import EdgeVLMError
+from edgevlm.generation import Generated, generate_tokens
+from edgevlm.imageio import ImageInput, load_image
+from edgevlm.preprocess import fit_square, normalise
+from edgevlm.prompt import IMAGE_PLACEHOLDER, Message, PromptFormatter
+from edgevlm.runtimes.base import DecoderEngine, EngineOptions, EngineStats, Float32, Segment, VisionEngine
+from edgevlm.runtimes.checks import check_fits
+from edgevlm.runtimes.select import open_decoder, open_vision
+from edgevlm.spec import ModelSpec
+from edgevlm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_CACHED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One encoded image: the hash of its pixels, which identifies it, and its embeddings `[N, H]`."""
+
+    key: bytes
+    embeddings: Float32 = field(compare=False)
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+
+#: What fills the context: token ids, and images, each of which takes as many positions as it has embeddings.
+_Part: TypeAlias = "int | _Image"
+
+
+def load(
+    path: str | Path,
+    *,
+    vision_engine: str = "auto",
+    decoder_engine: str = "auto",
+    threads: int = 0,
+    context_length: int = 0,
+    verify: bool = False,
+) -> Session:
+    """Open a bundle and load its engines.
+
+    Args:
+        path: the bundle's folder.
+        vision_engine: `onnxruntime`, `openvino`, or `auto`, the fastest here.
+        decoder_engine: `onnxruntime`, `llama_cpp`, or `auto`.
+        threads: CPU threads; 0 uses all physical cores.
+        context_length: positions of the key/value cache; 0 takes min(model maximum, 4096).
+        verify: also compare every file's SHA-256.
+
+    Raises:
+        BundleError: the bundle is incomplete, altered or unsafe.
+        InputError: an engine is unknown, not installed or cannot read this bundle, or an option is out of range.
+        EngineError: an engine cannot load its artefact.
+    """
+    bundle = open_bundle(path, verify=verify)
+    tokenizer = Tokenizer(bundle.artifact("tokenizer", "tokenizer.json"))
+    options = EngineOptions(threads, context_length)
+    with contextlib.ExitStack() as opened:
+        vision = open_vision(bundle, vision_engine, options)
+        opened.callback(vision.close)
+        decoder = open_decoder(bundle, decoder_engine, options)
+        opened.callback(decoder.close)
+        session = Session(bundle.spec, tokenizer, vision, decoder)
+        opened.pop_all()
+    return session
+
+
+class Session:
+    """Answers questions about images with one bundle. Use it in a `with` block, or call `close`."""
+
+    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer, vision: VisionEngine, decoder: DecoderEngine) -> None:
+        """Put a session together from its parts; `load` does it for a bundle.
+
+        Raises:
+            BundleError: the chat template is not usable.
+        """
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.formatter = PromptFormatter(spec.prompt, tokenizer)
+        self._vision = vision
+        self._decoder = decoder
+        self._images: OrderedDict[bytes, _Image] = OrderedDict()
+        self._context: list[_Part] = []
+        self._busy = threading.Lock()
+        self._closed = False
+
+    def generate(
+        self,
+        image: ImageInput | None,
+        prompt: str,
+        *,
+        system: str | None = None,
+        **options: Unpack[GenerationArguments],
+    ) -> Answer:
+        """Answer a question about an image.
+
+        Args:
+            image: a path, encoded bytes, a Pillow image or a uint8 array `[H, W, 3]`; None asks without an image.
+            prompt: the question.
+            system: the system message; None takes the model's own, an empty one leaves it out.
+            options: see `GenerationOptions`.
+
+        Raises:
+            InputError: the image, the prompt or an option cannot be used, or the prompt does not fit the context.
+            EngineError: an engine failed.
+        """
+        stream = self.stream(image, prompt, system=system, **options)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        image: ImageInput | None,
+        prompt: str,
+        *,
+        system: str | None = None,
+        **options: Unpack[GenerationArguments],
+    ) -> Stream:
+        """Like `generate`, but an iterator of text pieces; once it is exhausted, its `answer` holds the whole."""
+        return self.chat(system).stream(prompt, image, **options)
+
+    def chat(self, system: str | None = None) -> Chat:
+        """A conversation of several turns, in which each image is encoded and prefilled once."""
+        return Chat(self, self.formatter.system_messages(system))
+
+    def engine_stats(self) -> tuple[EngineStats, EngineStats]:
+        """What the vision engine and the decoder engine say of themselves."""
+        return self._vision.stats(), self._decoder.stats()
+
+    def close(self) -> None:
+        """Free the engines; the session cannot be used afterwards."""
+        if not self._closed:
+            self._closed = True
+            self._vision.close()
+            self._decoder.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(
+        self,
+        history: list[_Part],
+        tokenise: Callable[[], list[int]],
+        images: list[ImageInput],
+        options: GenerationOptions,
+    ) -> Generator[str, None, tuple[Answer, list[_Part]]]:
+        """Answer one turn: yield text pieces, return the answer and the context that the next turn continues.
+
+        Args:
+            history: what the conversation holds so far.
+            tokenise: renders and tokenises what is new, with a placeholder for each of `images`.
+            images: the new images, in order.
+            options: how to generate.
+        """
+        if self._closed:
+            raise EdgeVLMError("the session is closed", "session", "load the bundle again")
+        if not self._busy.acquire(blocking=False):
+            raise EdgeVLMError(
+                "the session is answering another request", "session", "finish or close that stream, or load a second"
+            )
+        try:
+            started = time.perf_counter()
+            ids = tokenise()
+            squares = [fit_square(load_image(image), self.spec.preprocess) for image in images]
+            reserved = sum(_positions(history)) + len(ids) + len(images) * (self.spec.vision.image_tokens - 1)
+            check_fits(0, reserved, self._decoder.context_length)
+            prepared = time.perf_counter()
+            known = bool(squares)
+            encoded = []
+            for square in squares:
+                image, was_cached = self._encode(square, reuse=options.reuse)
+                encoded.append(image)
+                known = known and was_cached
+            seen = time.perf_counter()
+            parts = [*history, *_splice(ids, encoded)]
+            logits, reused = self._prefill(parts, reuse=options.reuse)
+            prefilled = time.perf_counter()
+
+            loop = generate_tokens(
+                self._decoder,
+                logits,
+                self.tokenizer,
+                frozenset(self.spec.prompt.stop_token_ids),
+                options,
+                self._context.append,
+            )
+            done: Generated = yield from loop
+            stats = AnswerStats(
+                preprocess_ms=1000 * (prepared - started),
+                vision_ms=1000 * (seen - prepared),
+                prefill_ms=1000 * (prefilled - seen),
+                first_decode_ms=1000 * done.first_token_s,
+                token_gaps_ms=tuple(1000 * gap for gap in done.gaps_s),
+                image_tokens=sum(len(part) for part in parts if isinstance(part, _Image)),
+                prompt_tokens=sum(_positions(parts)),
+                reused_tokens=reused,
+                image_cached=known,
+                vision_engine=self._vision.stats().name,
+                decoder_engine=self._decoder.stats().name,
+            )
+            rest = self.tokenizer.encode_plain(done.rest) if done.rest else []
+            said = [*done.token_ids[: done.kept], *rest]
+            return Answer(done.text, done.token_ids, done.finish_reason, stats), [*parts, *said]
+        finally:
+            self._busy.release()
+
+    def _encode(self, square: NDArray[np.uint8], *, reuse: bool) -> tuple[_Image, bool]:
+        """The embeddings of a prepared image, from the cache if it holds them; the oldest of eight leaves it."""
+        key = hashlib.blake2b(square.data, digest_size=16).digest()
+        cached = self._images.get(key)
+        if cached is not None and reuse:
+            self._images.move_to_end(key)
+            return cached, True
+        embeddings = self._vision.encode(normalise(square, self.spec.preprocess))[0]
+        image = self._images[key] = _Image(key, embeddings)
+        self._images.move_to_end(key)
+        if len(self._images) > _CACHED_IMAGES:
+            self._images.popitem(last=False)
+        return image, False
+
+    def _prefill(self, parts: list[_Part], *, reuse: bool) -> tuple[Float32, int]:
+        """Bring the key/value cache to hold `parts`; the logits of the last position, and positions that were there.
+
+        At least the last part goes through the decoder, for its logits.
+        """
+        keep = _common_prefix(self._context, parts[:-1]) if reuse else 0
+        reused = sum(_positions(parts[:keep]))
+        self._decoder.reset(reused)
+        # Until the prefill succeeds nothing beyond what is kept may be relied upon.
+        self._context = parts[:keep]
+        logits = self._decoder.prefill(_segments(parts[keep:]))
+        self._context = list(parts)
+        return logits, reused
+
+
+class Stream(Iterator[str]):
+    """Pieces of an answer's text as they become certain. Exhaust it, or close it to stop early."""
+
+    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
+        self._pieces = pieces
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self._answer = self._answer or end.value
+            raise
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer.
+
+        Raises:
+            EdgeVLMError: the stream is not exhausted.
+        """
+        if self._answer is None:
+            raise EdgeVLMError("the stream has not ended", "stream", "iterate over it first")
+        return self._answer
+
+    def close(self) -> None:
+        """Stop generating; the session is free again, and the conversation is as it was before."""
+        self._pieces.close()
+
+
+class Chat:
+    """A conversation. Turns add to it when they end; a turn that fails or is closed leaves it unchanged."""
+
+    def __init__(self, session: Session, messages: list[Message]) -> None:
+        self._session = session
+        self._messages = messages
+        self._parts: list[_Part] = []
+
+    def ask(self, prompt: str, image: ImageInput | None = None, **options: Unpack[GenerationArguments]) -> Answer:
+        """Ask, with a new image or about the earlier ones; only what is new goes through the decoder.
+
+        Raises:
+            InputError: the image, the prompt or an option cannot be used, or the conversation fills the context.
+            EngineError: an engine failed.
+        """
+        stream = self.stream(prompt, image, **options)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(self, prompt: str, image: ImageInput | None = None, **options: Unpack[GenerationArguments]) -> Stream:
+        """Like `ask`, but an iterator of text pieces."""
+        return Stream(self._turn(prompt, image, GenerationOptions(**options)))
+
+    def _turn(self, prompt: str, image: ImageInput | None, options: GenerationOptions) -> Generator[str, None, Answer]:
+        messages = [*self._messages, Message("user", prompt, image is not None)]
+        render = self._session.formatter.follow_up if self._parts else self._session.formatter.start
+        images = [] if image is None else [image]
+        answer, parts = yield from self._session.run(self._parts, lambda: render(messages), images, options)
+        self._messages = [*messages, Message("assistant", answer.text)]
+        self._parts = parts
+        return answer
+
+
+def _positions(parts: list[_Part]) -> Iterator[int]:
+    return (len(part) if isinstance(part, _Image) else 1 for part in parts)
+
+
+def _splice(ids: list[int], images: list[_Image]) -> list[_Part]:
+    """Put the images where their placeholders are."""
+    remaining = iter(images)
+    return [next(remaining) if token == IMAGE_PLACEHOLDER else token for token in ids]
+
+
+def _common_prefix(held: list[_Part], wanted: list[_Part]) -> int:
+    """How many parts at the front are the same."""
+    return next(
+        (index for index, (a, b) in enumerate(zip(held, wanted, strict=False)) if a != b), min(len(held), len(wanted))
+    )
+
+
+def _segments(parts: list[_Part]) -> list[Segment]:
+    """Runs of token ids as int32 arrays, images as their embeddings."""
+    images = [index for index, part in enumerate(parts) if isinstance(part, _Image)]
+    segments: list[Segment] = []
+    for before, after in pairwise([-1, *images, len(parts)]):
+        image = parts[before] if before >= 0 else None
+        if isinstance(image, _Image):
+            segments.append(image.embeddings)
+        if run := [part for part in parts[before + 1 : after] if isinstance(part, int)]:
+            segments.append(np.array(run, np.int32))
+    return segments

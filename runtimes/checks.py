@@ -1,0 +1,80 @@
+"""What every engine checks alike: thread count, context length, room in the context, shape of the image embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgevlm.errors import EdgeVLMError, EngineError, InputError
+from edgevlm.runtimes.base import EngineOptions, Float32
+
+DEFAULT_CONTEXT = 4096
+HINT = "export the bundle again, or try another engine"
+
+
+def thread_count(requested: int) -> int:
+    """`requested`, or, where that is 0, the physical cores that this process may use (at least 1)."""
+    if requested > 0:
+        return requested
+    import psutil
+
+    logical = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or logical))
+
+
+def context_length(options: EngineOptions, maximum: int) -> int:
+    """Positions to allocate for a model whose positions end at `maximum`.
+
+    Raises:
+        InputError: more were asked for than the model has, or fewer than none.
+    """
+    wanted = options.context_length or min(maximum, DEFAULT_CONTEXT)
+    if not 0 < wanted <= maximum:
+        raise InputError(f"the model cannot have a context of {wanted} positions", "", f"give 1 to {maximum}")
+    return wanted
+
+
+def check_fits(position: int, length: int, limit: int) -> None:
+    """Raise unless `length` (at least 1) more positions fit behind `position`.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    if length < 1:
+        raise InputError("there is nothing to prefill", "prompt", "give at least one token")
+    if position + length > limit:
+        raise InputError(
+            f"the prompt needs {position + length} positions, the context has {limit}",
+            "prompt",
+            "shorten the prompt, or load the bundle with a larger context length",
+        )
+
+
+def checked_features(features: Float32, batch: int, tokens: int, hidden: int) -> Float32:
+    """Image embeddings as float32 `[B, N, hidden]`; the engine may have flattened the first two axes.
+
+    Raises:
+        EngineError: another number of values than expected, or one that is not finite.
+    """
+    if features.shape[-1] != hidden or features.size != batch * tokens * hidden:
+        raise EngineError(f"the vision engine returned {features.shape}, not {(batch, tokens, hidden)}", "", HINT)
+    result = features.reshape(batch, tokens, hidden).astype(np.float32, copy=False)
+    if not np.isfinite(result).all():
+        raise EngineError("the vision engine returned values that are not finite", "", HINT)
+    return result
+
+
+@contextlib.contextmanager
+def engine_errors(what: str, where: str = "") -> Iterator[None]:
+    """Turn whatever a runtime raises into an EngineError with its first line."""
+    try:
+        yield
+    except EdgeVLMError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise EngineError(f"{what}: {reason}", where, HINT) from error

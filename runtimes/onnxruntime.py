@@ -1,0 +1,238 @@
+"""ONNX Runtime engines on the CPU: a vision engine and a decoder engine.
+
+In: the graphs of an ONNX bundle, with the input and output names of the transformers.js layout. Out: the engine
+protocols of `runtimes.base`. The decoder keeps its keys and values in buffers of the whole context length, bound to
+past and present at once, so that GroupQueryAttention appends in place and nothing is copied or allocated per token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import BundleError
+from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
+from edgevlm.runtimes.checks import HINT, check_fits, checked_features, context_length, engine_errors, thread_count
+from edgevlm.spec import ModelSpec
+
+_DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+
+
+class OnnxRuntimeVision:
+    """Pixels to image embeddings through `vision_encoder.onnx`."""
+
+    def __init__(self, path: Path, spec: ModelSpec, options: EngineOptions) -> None:
+        """Load the graph.
+
+        Raises:
+            EngineError: ONNX Runtime refuses the graph.
+        """
+        self._threads = thread_count(options.threads)
+        # Between images the cores belong to the decoder: the pool stops spinning as soon as a run ends.
+        self._session = _open_session(path, self._threads, {"session.force_spinning_stop": "1"})
+        self._input = self._session.get_inputs()[0]
+        self._dtype = _DTYPES[self._input.type]
+        self._tokens, self._hidden = spec.vision.image_tokens, spec.decoder.hidden_size
+
+    def encode(self, pixels: Float32) -> Float32:
+        """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+        """
+        with engine_errors("the vision graph failed"):
+            features = self._session.run(None, {self._input.name: pixels.astype(self._dtype, copy=False)})[0]
+        return checked_features(features, len(pixels), self._tokens, self._hidden)
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+        return _stats(self._threads)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+class OnnxRuntimeDecoder:
+    """The decoder through `embed_tokens.onnx` and `decoder_model_merged.onnx`."""
+
+    def __init__(self, decoder: Path, embed: Path, spec: ModelSpec, options: EngineOptions) -> None:
+        """Load both graphs and allocate the key/value buffers.
+
+        Raises:
+            BundleError: the graph's inputs are not those of this model.
+            InputError: the context length is out of range.
+            EngineError: ONNX Runtime refuses a graph.
+        """
+        numbers = spec.decoder
+        self.vocab_size = numbers.vocab_size
+        self.context_length = context_length(options, numbers.max_position_embeddings)
+        self.position = 0
+        self._threads = thread_count(options.threads)
+        self._session = _open_session(decoder, self._threads, {})
+        self._embed = _open_session(embed, 1, {})
+        self._inputs = {item.name: item for item in self._session.get_inputs()}
+        self._check_inputs(decoder, spec)
+
+        cache_shape = (1, numbers.num_key_value_heads, self.context_length, numbers.head_dim)
+        cache_dtype = _DTYPES[self._inputs["past_key_values.0.key"].type]
+        self._cache = {
+            f"{layer}.{part}": np.zeros(cache_shape, cache_dtype)
+            for layer in range(numbers.num_hidden_layers)
+            for part in ("key", "value")
+        }
+        self._mask = np.ones((1, self.context_length), np.int64)
+        self._positions = np.arange(self.context_length, dtype=np.int64)[None]
+        self._one = np.ones(1, np.int64)
+        self._logits: Float32 = np.empty((1, 1, self.vocab_size), np.float32)
+
+        self._token = np.zeros((1, 1), np.int64)
+        self._embedding = np.empty((1, 1, numbers.hidden_size), _DTYPES[self._inputs["inputs_embeds"].type])
+        self._look_up = self._embed.io_binding()
+        _bind_input(self._look_up, "input_ids", self._token)
+        _bind_output(self._look_up, self._embed.get_outputs()[0].name, self._embedding)
+        self._step = self._bind(self._embedding)
+        self._bind_logits(self._step, keeps_last_only=True)
+
+    def _check_inputs(self, path: Path, spec: ModelSpec) -> None:
+        numbers = spec.decoder
+        missing = [
+            name
+            for name in ("inputs_embeds", "attention_mask", f"past_key_values.{numbers.num_hidden_layers - 1}.value")
+            if name not in self._inputs
+        ]
+        if missing:
+            raise BundleError(f"the decoder graph has no input {missing[0]}", str(path), HINT)
+        shape = self._inputs["past_key_values.0.key"].shape
+        if shape[1] != numbers.num_key_value_heads or shape[3] != numbers.head_dim:
+            raise BundleError(f"the decoder graph has a cache of shape {shape}", str(path), HINT)
+        if self._inputs["inputs_embeds"].type != self._embed.get_outputs()[0].type:
+            raise BundleError("embed_tokens and the decoder differ in element type", str(path), HINT)
+
+    def _bind(self, embeddings: NDArray[Any]) -> Any:
+        """A binding of everything that stays where it is while tokens `[1, S, H]` are appended."""
+        binding = self._session.io_binding()
+        _bind_input(binding, "inputs_embeds", embeddings)
+        for name, buffer in self._cache.items():
+            _bind_input(binding, f"past_key_values.{name}", buffer)
+            _bind_output(binding, f"present.{name}", buffer)
+        if "num_logits_to_keep" in self._inputs:
+            scalar = self._inputs["num_logits_to_keep"].shape == []
+            _bind_input(binding, "num_logits_to_keep", self._one.reshape(()) if scalar else self._one)
+        return binding
+
+    def _bind_logits(self, binding: Any, *, keeps_last_only: bool) -> None:
+        if keeps_last_only:
+            _bind_output(binding, "logits", self._logits)
+        else:
+            binding.bind_output("logits", "cpu")
+
+    def _append(self, binding: Any, length: int, what: str) -> None:
+        """Run with `length` more positions than are in the cache."""
+        total = self.position + length
+        _bind_input(binding, "attention_mask", self._mask[:, :total])
+        if "position_ids" in self._inputs:
+            _bind_input(binding, "position_ids", self._positions[:, self.position : total])
+        with engine_errors(what):
+            self._session.run_with_iobinding(binding)
+        self.position = total
+
+    def prefill(self, segments: list[Segment]) -> Float32:
+        """Append the segments in one run; return the logits `[V]` of the last position.
+
+        Raises:
+            EngineError: the runtime failed.
+            InputError: the segments do not fit into the context.
+        """
+        length = sum(len(segment) for segment in segments)
+        check_fits(self.position, length, self.context_length)
+        embeddings = np.empty((1, length, self._embedding.shape[2]), self._embedding.dtype)
+        start = 0
+        for segment in segments:
+            stop = start + len(segment)
+            embeddings[0, start:stop] = segment if segment.ndim == 2 else self._embed_ids(segment)
+            start = stop
+        binding = self._bind(embeddings)
+        keeps_last_only = "num_logits_to_keep" in self._inputs or length == 1
+        self._bind_logits(binding, keeps_last_only=keeps_last_only)
+        self._append(binding, length, "the decoder failed on the prompt")
+        if not keeps_last_only:
+            outputs = [output.name for output in self._session.get_outputs()]
+            self._logits[0, 0] = binding.get_outputs()[outputs.index("logits")].numpy()[0, -1]
+        return self._last_logits().copy()
+
+    def _last_logits(self) -> Float32:
+        return self._logits.reshape(-1)
+
+    def _embed_ids(self, ids: NDArray[Any]) -> NDArray[Any]:
+        with engine_errors("the embedding graph failed"):
+            rows = self._embed.run(None, {"input_ids": ids.astype(np.int64)[None]})[0]
+        return np.asarray(rows[0])
+
+    def decode(self, token: int) -> Float32:
+        """Append one token; return the logits `[V]` after it, in a buffer that the next call reuses.
+
+        Raises:
+            EngineError: the runtime failed.
+            InputError: the context is full.
+        """
+        check_fits(self.position, 1, self.context_length)
+        self._token[0, 0] = token
+        with engine_errors("the embedding graph failed"):
+            self._embed.run_with_iobinding(self._look_up)
+        self._append(self._step, 1, "the decoder failed on a token")
+        return self._last_logits()
+
+    def reset(self, keep: int = 0) -> None:
+        """Forget all positions from `keep` on: what lies behind is overwritten before it is read."""
+        if not 0 <= keep <= self.position:
+            raise ValueError(f"cannot keep {keep} of {self.position} positions")
+        self.position = keep
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+        return _stats(self._threads)
+
+    def close(self) -> None:
+        """Free the sessions and the cache."""
+        self._step = self._look_up = self._session = self._embed = None
+        self._cache = {}
+
+
+def _open_session(path: Path, threads: int, config: dict[str, str]) -> Any:
+    """A CPU session with every graph optimisation and without denormals, which slow some CPUs tenfold.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the graph.
+    """
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    for key, value in {"session.set_denormal_as_zero": "1", **config}.items():
+        options.add_session_config_entry(key, value)
+    with engine_errors("ONNX Runtime cannot load this graph", str(path)):
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _bind_input(binding: Any, name: str, array: NDArray[Any]) -> None:
+    """Bind a C-contiguous array, or the front of one, in place; the caller keeps it alive."""
+    binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _bind_output(binding: Any, name: str, array: NDArray[Any]) -> None:
+    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _stats(threads: int) -> EngineStats:
+    import onnxruntime
+
+    details = {"provider": "CPUExecutionProvider", "threads": str(threads)}
+    return EngineStats(f"onnxruntime {onnxruntime.__version__}", details)

@@ -1,0 +1,78 @@
+"""OpenVINO vision engine for x86 and ARM CPUs.
+
+In: the same `vision_encoder.onnx` that ONNX Runtime reads. Out: image embeddings. Where the CPU multiplies bfloat16
+natively (AMX, AVX512-BF16, ARM BF16) the graph runs in it, several times as fast as float32; elsewhere in float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32
+from edgevlm.runtimes.checks import checked_features, engine_errors, thread_count
+from edgevlm.spec import ModelSpec
+
+
+class OpenVinoVision:
+    """Pixels to image embeddings through a graph compiled for one image at a time."""
+
+    def __init__(self, path: Path, spec: ModelSpec, options: EngineOptions, cache: Path | None = None) -> None:
+        """Read and compile the graph.
+
+        Args:
+            path: the ONNX graph.
+            spec: the model.
+            options: threads.
+            cache: a folder for compiled graphs, so that the next load is fast; None compiles each time.
+
+        Raises:
+            EngineError: OpenVINO refuses the graph.
+        """
+        import openvino
+        from openvino import properties
+
+        self._threads = thread_count(options.threads)
+        self._tokens, self._hidden = spec.vision.image_tokens, spec.decoder.hidden_size
+        size = spec.vision.image_size
+        with engine_errors("OpenVINO cannot compile this graph", str(path)):
+            core = openvino.Core()
+            self.precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+            settings: dict[str, Any] = {
+                properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
+                properties.hint.inference_precision: getattr(openvino.Type, self.precision),
+                properties.inference_num_threads: self._threads,
+            }
+            if cache is not None:
+                settings[properties.cache_dir] = str(cache)
+            model = core.read_model(path)
+            model.reshape([1, 3, size, size])
+            self._input_dtype = model.input(0).element_type.to_dtype()
+            self._compiled: Any = core.compile_model(model, "CPU", settings)
+            self._request: Any = self._compiled.create_infer_request()
+
+    def encode(self, pixels: Float32) -> Float32:
+        """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`, one image after the other.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+        """
+        features = []
+        with engine_errors("OpenVINO failed"):
+            for image in pixels.astype(self._input_dtype, copy=False):
+                results = self._request.infer([image[None]], share_inputs=True, share_outputs=True)
+                features.append(checked_features(np.array(results[0]), 1, self._tokens, self._hidden))
+        return np.concatenate(features)
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+        import openvino
+
+        version = openvino.get_version().split("-")[0]
+        return EngineStats(f"openvino {version}", {"precision": self.precision, "threads": str(self._threads)})
+
+    def close(self) -> None:
+        """Free the compiled graph."""
+        self._request = self._compiled = None

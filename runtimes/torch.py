@@ -1,0 +1,124 @@
+"""The reference engines: the IR itself, run by torch in float32.
+
+In: a `VlmModel`. Out: the engine protocols, so that verification and the uncompressed baseline go through the same
+session as every exported artefact. torch and the host half are imported only when an engine is made.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
+from edgevlm.runtimes.checks import check_fits, checked_features, context_length
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgevlm.models import VlmModel
+    from edgevlm.models.decoder import KeyValue
+
+ModuleT = TypeVar("ModuleT", bound="torch.nn.Module")
+
+
+class TorchVision:
+    """Pixels to image embeddings."""
+
+    def __init__(self, model: VlmModel) -> None:
+        self._vision = _float32(model.vision)
+        self._tokens, self._hidden = model.spec.vision.image_tokens, model.spec.decoder.hidden_size
+
+    def encode(self, pixels: Float32) -> Float32:
+        """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`."""
+        import torch
+
+        with torch.inference_mode():
+            features = self._vision(torch.from_numpy(pixels)).numpy()
+        return checked_features(features, len(pixels), self._tokens, self._hidden)
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+        return _stats()
+
+    def close(self) -> None:
+        """Drop the module."""
+        del self._vision
+
+
+class TorchDecoder:
+    """The causal decoder with a cache that grows by concatenation."""
+
+    def __init__(self, model: VlmModel, options: EngineOptions) -> None:
+        """Hold the model.
+
+        Raises:
+            InputError: the context length is out of range.
+        """
+        self._decoder = _float32(model.decoder)
+        self._cache: list[KeyValue] | None = None
+        self.vocab_size = model.spec.decoder.vocab_size
+        self.context_length = context_length(options, model.spec.decoder.max_position_embeddings)
+        self.position = 0
+
+    def prefill(self, segments: list[Segment]) -> Float32:
+        """Append the segments in order; return the logits `[V]` of the last position.
+
+        Raises:
+            InputError: the segments do not fit into the context.
+        """
+        import torch
+
+        check_fits(self.position, sum(len(segment) for segment in segments), self.context_length)
+        with torch.inference_mode():
+            return self._append(torch.cat([self._embed(segment) for segment in segments]))
+
+    def decode(self, token: int) -> Float32:
+        """Append one token; return the logits `[V]` after it."""
+        return self.prefill([np.array([token], np.int32)])
+
+    def reset(self, keep: int = 0) -> None:
+        """Forget all positions from `keep` on."""
+        if self._cache is not None:
+            self._cache = [(key[:, :, :keep], value[:, :, :keep]) for key, value in self._cache] if keep else None
+        self.position = keep
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+        return _stats()
+
+    def close(self) -> None:
+        """Drop the module and the cache."""
+        del self._decoder
+        self._cache = None
+
+    def _embed(self, segment: Segment) -> torch.Tensor:
+        import torch
+
+        if segment.ndim == 2:
+            return torch.from_numpy(segment)
+        return self._decoder.embed_tokens(torch.from_numpy(segment.astype(np.int64)))  # type: ignore[no-any-return]
+
+    def _append(self, embeddings: torch.Tensor) -> Float32:
+        import torch
+
+        positions = torch.arange(self.position, self.position + len(embeddings))[None]
+        logits, self._cache = self._decoder(embeddings[None], positions, self._cache, last_only=True)
+        self.position += len(embeddings)
+        result: Float32 = logits[0, 0].numpy()
+        return result
+
+
+def _float32(module: ModuleT) -> ModuleT:
+    """`module` in float32: itself, or a copy, since the model keeps the dtype it was published in."""
+    import torch
+
+    published = all(parameter.dtype == torch.float32 for parameter in module.parameters())
+    return (module if published else copy.deepcopy(module).float()).eval()
+
+
+def _stats() -> EngineStats:
+    import torch
+
+    return EngineStats(f"torch {torch.__version__}", {"precision": "f32", "threads": str(torch.get_num_threads())})
