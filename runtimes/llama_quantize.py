@@ -1,0 +1,85 @@
+"""Quantize a GGUF with llama.cpp, in a child process, because llama.cpp aborts the process on what it does not expect.
+
+In: a GGUF in F32 or F16 and the type. Out: a GGUF of that type, rounded by llama.cpp's own reference code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevlm.child import Json, Send, run_child
+from edgevlm.errors import EngineError
+
+_SILENCE_LIMIT_S = 300.0
+_PROGRESS = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
+
+
+@dataclass(frozen=True)
+class QuantizeChoice:
+    """Parameters of `llama_model_quantize`.
+
+    Attributes:
+        ftype: `llama_ftype`.
+        embedding_type: `ggml_type` of the token embedding, which is also the head where the two are tied.
+    """
+
+    ftype: int
+    embedding_type: int | None
+
+
+def quantize_gguf(
+    source: Path, target: Path, choice: QuantizeChoice, *, threads: int, progress: Callable[[float, float], None]
+) -> None:
+    """Quantize `source` into `target`; `progress(done, total)` counts tensors.
+
+    Raises:
+        EngineError: llama.cpp refused, crashed or hung.
+    """
+
+    def on_message(message: Json) -> None:
+        progress(message[0], message[1])
+
+    run_child(
+        "edgevlm.runtimes.llama_quantize:quantize_in_child",
+        {
+            "source": str(source),
+            "target": str(target),
+            "ftype": choice.ftype,
+            "embedding_type": choice.embedding_type,
+            "threads": threads,
+        },
+        timeout=_SILENCE_LIMIT_S,
+        on_message=on_message,
+    )
+
+
+def quantize_in_child(
+    send: Send, source: str, target: str, ftype: int, embedding_type: int | None, threads: int
+) -> None:
+    """The child's side of `quantize_gguf`."""
+    import llama_cpp
+
+    lines: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator,unused-ignore]
+    def log(_level: int, text: bytes, _user: ctypes.c_void_p) -> None:
+        line = text.decode("utf-8", "replace")
+        lines.append(line)
+        del lines[:-20]
+        if match := _PROGRESS.match(line):
+            send([int(match[1]), int(match[2])])
+
+    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = ftype
+    parameters.nthread = threads
+    if embedding_type is not None:
+        parameters.token_embedding_type = embedding_type
+        parameters.output_tensor_type = embedding_type
+    if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)) != 0:
+        reason = " ".join("".join(lines).split())[-300:]
+        raise EngineError(f"llama.cpp could not quantize: {reason}", target)

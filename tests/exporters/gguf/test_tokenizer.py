@@ -1,0 +1,148 @@
+"""The tokenizer inside a GGUF, as llama.cpp reads it, cuts text as `tokenizers` does from tokenizer.json."""
+
+import ctypes
+import json
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp
+import pytest
+from gguf_models import QWEN2, ROWS, make_model
+from tokenizers import Tokenizer
+
+from edgevlm.errors import CheckpointError, UnsupportedError
+from edgevlm.exporters.gguf.exporter import export
+from edgevlm.exporters.gguf.tokenizer import add_tokenizer
+from edgevlm.runtimes.llama_cpp import load_library
+from edgevlm.spec import PromptSpec
+
+CORPUS = [
+    "",
+    "What number is written?",
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+    "before<|im_end|>after <|im_start|> x<|endoftext|>",
+    "a  b   c    d\te\t\tf \n g\n\nh\n \n\n  i ",
+    "\n",
+    "   ",
+    "\r\n\r\n mixed \r line ends\n",
+    "0123456789 3.14159 1,000,000 2026-11-21 x2y3",
+    "I'm you're we've they'll HE'S don't IT'LL 'twas",
+    "naïve café Ærøskøbing Straße İstanbul ﬁne",
+    "日本語の文章です。中文句子,没有空格。한국어 문장",
+    "Привет, мир! Γειά σου Κόσμε. שלום עולם مرحبا",  # noqa: RUF001
+    "emoji 😀 👩‍👩‍👧 🇩🇪 ☃️ 👍🏽 end",
+    "x = {'a': [1, 2]}\nfor i in range(10):\n    print(f\"{i:>3}\")  # comment\n",
+    "!!! ??? ... --- ``` \\n \\\\ // <tag attr='v'/> $100 50% #1",
+    "\u00a0non\u2003breaking\u200bspace\ufeff",
+    "tab\tafter\vvertical\fform",
+    "<|im_start|",
+    "<image> <|IM_END|>",
+]
+
+
+@pytest.fixture(scope="module")
+def llama_tokenize(
+    files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], list[int]]]:
+    out = tmp_path_factory.mktemp("gguf")
+    export(make_model(QWEN2, files), out, gguf_type="f16", progress=lambda *_: None)
+    library = load_library()
+    parameters = library.llama_model_default_params()
+    parameters.vocab_only = True
+    model = library.llama_model_load_from_file(str(out / "model-f16.gguf").encode(), parameters)
+    vocabulary = library.llama_model_get_vocab(model)
+
+    def tokenize(text: str) -> list[int]:
+        data = text.encode()
+        ids = (ctypes.c_int32 * (len(data) + 8))()
+        count = llama_cpp.llama_tokenize(vocabulary, data, len(data), ids, len(ids), True, True)
+        assert count >= 0
+        return list(ids[:count])
+
+    yield tokenize
+    library.llama_model_free(model)
+
+
+@pytest.mark.parametrize("text", CORPUS)
+def test_llama_cpp_cuts_text_like_tokenizers(
+    llama_tokenize: Callable[[str], list[int]], files: dict[str, Path], text: str
+) -> None:
+    expected = Tokenizer.from_file(str(files["tokenizer.json"])).encode(text, add_special_tokens=False).ids
+    assert llama_tokenize(unicodedata.normalize("NFC", text)) == expected
+
+
+def write(
+    files: dict[str, Path], tmp_path: Path, rows: int = ROWS, prompt: PromptSpec | None = None
+) -> gguf.GGUFReader:
+    writer = gguf.GGUFWriter(tmp_path / "vocabulary.gguf", "qwen2")
+    add_tokenizer(writer, files, prompt or PromptSpec("{{ messages }}", stop_token_ids=(1022,)), rows)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return gguf.GGUFReader(tmp_path / "vocabulary.gguf")
+
+
+def altered(files: dict[str, Path], tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Path]:
+    data = json.loads(files["tokenizer.json"].read_text())
+    change(data)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(data))
+    return {**files, "tokenizer.json": path}
+
+
+def test_keys_say_what_the_tokens_are(files: dict[str, Path], tmp_path: Path) -> None:
+    fields = write(files, tmp_path).fields
+    types = fields["tokenizer.ggml.token_type"].contents()
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert fields["tokenizer.ggml.model"].contents() == "gpt2"
+    assert fields["tokenizer.ggml.pre"].contents() == "qwen2"
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokens.index("<|im_end|>") == 1022
+    assert fields["tokenizer.ggml.padding_token_id"].contents() == tokens.index("<|endoftext|>")
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is False
+    assert len(tokens) == ROWS
+    assert set(types[1024:]) == {gguf.TokenType.UNUSED}
+    assert types[1022] == gguf.TokenType.CONTROL
+    assert types[100] == gguf.TokenType.NORMAL
+
+
+def test_image_marker_may_lie_outside_the_embedding(files: dict[str, Path], tmp_path: Path) -> None:
+    assert len(write(files, tmp_path, rows=1023).fields["tokenizer.ggml.tokens"].contents()) == 1023
+
+
+def test_other_tokens_outside_the_embedding_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="1022"):
+        write(files, tmp_path, rows=1022)
+
+
+def test_unknown_pre_tokenizer_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\W+"
+
+    with pytest.raises(UnsupportedError):
+        write(altered(files, tmp_path, change), tmp_path)
+
+
+def test_older_form_of_merges_is_read(files: dict[str, Path], tmp_path: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["model"]["merges"] = [
+            merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]
+        ]
+
+    old = write(altered(files, tmp_path, change), tmp_path).fields["tokenizer.ggml.merges"].contents()
+    assert old == write(files, tmp_path).fields["tokenizer.ggml.merges"].contents()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"model": 3}', '{"model": {"type": "BPE", "vocab": {"a": "b"}}}'])
+def test_broken_tokenizer_is_one_clear_error(files: dict[str, Path], tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises((CheckpointError, UnsupportedError)):
+        write({**files, "tokenizer.json": path}, tmp_path)
+
+
+def test_missing_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        write({}, tmp_path)
