@@ -176,11 +176,11 @@ def _check_artifact(folder: Path, entry: ArtifactEntry, *, verify: bool) -> None
     ):
         raise BundleError("an artefact's path leaves the bundle", f"{folder / MANIFEST}: {entry.path}", _HINT)
     path = folder
-    for part in relative.parts:
-        path = path / part
-        if path.is_symlink():
-            raise BundleError("a bundle may not hold symbolic links", str(path), _HINT)
     try:
+        for part in relative.parts:
+            path = path / part
+            if path.is_symlink():
+                raise BundleError("a bundle may not hold symbolic links", str(path), _HINT)
         info = path.stat()
     except OSError as error:
         raise BundleError("an artefact is missing", str(path), _HINT) from error

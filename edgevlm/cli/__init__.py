@@ -34,6 +34,7 @@ VERBS = {
 }
 
 _INTERRUPTED = 130
+_LONGEST_LINE = 500
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -107,7 +108,11 @@ def show_error(error: EdgeVLMError) -> None:
     """Print the error's parts, each on one line, on standard error."""
     for label, part in (("error", error.what), ("where", error.where), ("hint", error.hint)):
         if part:
-            sys.stderr.write(f"{label}: {printable(part)}\n")
+            sys.stderr.write(f"{label}: {_shortened(printable(part))}\n")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2 :]}"
 
 
 def readable(error: Exception) -> EdgeVLMError:

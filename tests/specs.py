@@ -1,0 +1,31 @@
+"""A small `ModelSpec` for tests that need one and no model."""
+
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+
+TINY = ModelSpec(
+    family="fastvlm",
+    name="tiny",
+    vision=VisionSpec(
+        encoder=FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(12, 24, 48, 96, 192), squeeze_channels=24),
+        image_size=256,
+        image_tokens=16,
+        projector_hidden_size=32,
+    ),
+    decoder=DecoderSpec(
+        architecture="qwen2",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        rotary_dim=8,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        max_position_embeddings=128,
+    ),
+    preprocess=PreprocessSpec(image_size=256),
+    prompt=PromptSpec(chat_template="{{ messages[0].content }}", stop_token_ids=(63,)),
+    notes=("made for a test",),
+)
