@@ -62,7 +62,7 @@ def test_start_imports_no_heavy_module(argument: str) -> None:
     code, loaded = json.loads(run.stdout.splitlines()[-1])
     assert code == 0
     assert "click" in loaded
-    assert not _HEAVY.intersection(loaded)
+    assert not set(_HEAVY).intersection(loaded)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
