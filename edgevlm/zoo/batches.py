@@ -1,0 +1,162 @@
+"""Training batches from scene descriptions: images with per-cell targets, and packed questions behind one image.
+
+In: (seed, step) or a scene index. Out: tensors. Everything is a pure function of its arguments, so a resumed training
+run sees exactly the batches that an uninterrupted one would have seen.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from edgevlm.zoo.drawing import COLOURS, SHAPES, Pixels, Scene, render
+from edgevlm.zoo.scenes import Question, ask, compose, scene_rng
+from edgevlm.zoo.tokenizer import SYSTEM_PROMPT
+
+# How often one image is asked each type: what a decoder learns slowly is asked more often.
+QUESTIONS_PER_IMAGE = {"colour": 1, "shape": 1, "count": 1, "relation": 3, "existence": 3, "number": 1}
+IGNORE = -100
+# Streams of random numbers within the training split: dense canvases, scenes to train on, and the held-out slice.
+DENSE_STREAM, SCENE_STREAM, VALIDATION_STREAM = 1_000, 2_000, 3_000
+
+
+@dataclass(frozen=True)
+class CellTargets:
+    """What each grid cell holds, [B, N] (`centre` [B, N, 2], in units of the canvas); IGNORE where undefined."""
+
+    kind: Tensor
+    shape: Tensor
+    colour: Tensor
+    digit: Tensor
+    place: Tensor
+    centre: Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Prompts of several questions behind one shared image prefix.
+
+    `ids` [B, T] holds -1 where an image embedding goes (the first run of columns alike in all rows), `labels` [B, T]
+    the next token where it belongs to an answer, `positions` [B, T], `mask` bool [B, 1, T, T]; `segment` [B, T] numbers
+    the question of each label (its index in `questions`), IGNORE elsewhere.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    mask: Tensor
+    segment: Tensor
+    questions: list[Question]
+
+
+def pixels(images: list[Pixels]) -> Tensor:
+    """uint8 [H, W, 3] images to float32 [B, 3, H, W] in 0..1, channels last in memory."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255.0)
+
+
+def dense_scene(rng: np.random.Generator, size: int) -> Scene:
+    """A canvas fuller than any test scene, above all of digits: more to learn from every pixel."""
+    return compose("train", rng, size, objects=int(rng.integers(1, 4)), plates=4)
+
+
+def train_scene(stream: int, seed: int, index: int, size: int) -> tuple[Scene, Pixels]:
+    """Scene `index` of one stream of the training split, with its image."""
+    rng = scene_rng("train", stream + seed, index)
+    scene = dense_scene(rng, size) if stream == DENSE_STREAM else compose("train", rng, size)
+    return scene, render(scene, rng)
+
+
+def cell_targets(scenes: list[Scene], grid: int) -> CellTargets:
+    """Targets of the auxiliary heads: the cell that holds the centre of a shape or digit answers for it."""
+    shape = (len(scenes), grid * grid)
+    kind = torch.zeros(shape, dtype=torch.long)
+    rest = {name: torch.full(shape, IGNORE) for name in ("shape", "colour", "digit", "place")}
+    centre = torch.zeros(*shape, 2)
+    for row, scene in enumerate(scenes):
+
+        def cell(x: float, y: float, scene: Scene = scene, row: int = row) -> int:
+            column = min(grid - 1, int(x * grid / scene.size))
+            index = min(grid - 1, int(y * grid / scene.size)) * grid + column
+            centre[row, index] = torch.tensor([x / scene.size, y / scene.size])
+            return index
+
+        for item in scene.objects:
+            index = cell(item.x, item.y)
+            kind[row, index] = 1
+            rest["shape"][row, index] = SHAPES.index(item.shape)
+            rest["colour"][row, index] = list(COLOURS).index(item.colour)
+        for plate in scene.plates:
+            for position, digit in enumerate(plate.text):
+                index = cell(*plate.digit_centre(position))
+                kind[row, index] = 2
+                rest["digit"][row, index] = int(digit)
+                rest["place"][row, index] = position
+    return CellTargets(kind=kind, centre=centre, **rest)
+
+
+def word_targets(targets: CellTargets, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """For each cell with a shape or digit the words it stands for: weights [M, V], and the flat cell index [M]."""
+    flat = (targets.kind > 0).flatten().nonzero().flatten()
+    weights = torch.zeros(len(flat), tokenizer.get_vocab_size())
+    colours = list(COLOURS)
+    for row, cell in enumerate(flat.tolist()):
+        if targets.kind.flatten()[cell] == 1:
+            colour, shape = colours[targets.colour.flatten()[cell]], SHAPES[targets.shape.flatten()[cell]]
+            words = [colour, f" {colour}", shape, f" {shape}"]
+        else:
+            words = [str(int(targets.digit.flatten()[cell]))]
+        for word in words:
+            weights[row, tokenizer.token_to_id(word.replace(" ", "Ġ"))] = 1 / len(words)
+    return weights, flat
+
+
+def questions_for(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Fresh questions about one scene in random order, `QUESTIONS_PER_IMAGE` of each type where it has any."""
+    asked = [ask(kind, scene, rng) for kind, times in QUESTIONS_PER_IMAGE.items() for _ in range(times)]
+    unique = list(dict.fromkeys(q for q in asked if q is not None))
+    return [unique[i] for i in rng.permutation(len(unique))]
+
+
+def prompt_pieces(question: str) -> tuple[str, str]:
+    """The deployed prompt, before and after the image (template `qwen_2` of FastVLM)."""
+    before = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
+    return before, f"\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def pack(per_image: list[list[Question]], tokenizer: Tokenizer, image_tokens: int) -> Packed:
+    """Lay the questions of each image behind one prefix; each sees the prefix and itself, positions restart."""
+    prefix = tokenizer.encode(prompt_pieces("")[0]).ids + [-1] * image_tokens
+    rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
+    questions: list[Question] = []
+    for asked in per_image:
+        ids, labels = list(prefix), [IGNORE] * len(prefix)
+        positions, segment = list(range(len(prefix))), [IGNORE] * len(prefix)
+        for question in asked:
+            prompt = tokenizer.encode(prompt_pieces(question.question)[1]).ids
+            answer = tokenizer.encode(question.answer + "<|im_end|>").ids
+            ids += prompt + answer[:-1]
+            labels += [IGNORE] * (len(prompt) - 1) + answer
+            length = len(prompt) + len(answer) - 1
+            positions += range(len(prefix), len(prefix) + length)
+            segment += [len(questions)] * length
+            questions.append(question)
+        rows.append((ids, labels, positions, segment))
+    width = max(len(ids) for ids, *_ in rows)
+
+    def padded(column: int, fill: int) -> Tensor:
+        return torch.tensor([row[column] + [fill] * (width - len(row[column])) for row in rows])
+
+    segments = padded(3, IGNORE - 1)
+    shared = segments == IGNORE
+    same = (segments[:, :, None] == segments[:, None, :]) | shared[:, None, :]
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    return Packed(
+        ids=padded(0, 0),
+        labels=padded(1, IGNORE),
+        positions=padded(2, 0),
+        mask=(same & causal)[:, None],
+        segment=segments,
+        questions=questions,
+    )

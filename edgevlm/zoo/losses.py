@@ -1,0 +1,73 @@
+"""Losses and scores of training: dense reading of the visual tokens, words of the tokens, answers.
+
+In: model outputs and targets of `batches`. Out: scalar losses and exact-match counts by question type.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgevlm.zoo.batches import IGNORE, CellTargets, Packed
+from edgevlm.zoo.nano import NanoFastVLM
+from edgevlm.zoo.scenes import TYPES
+
+
+def cell_loss(read: dict[str, Tensor], targets: CellTargets) -> Tensor:
+    """Cross-entropy of kind, shape, colour, digit (twice: it is the hardest) and place, plus the error of the centres."""
+    kind_weight = torch.tensor([0.3, 1.0, 1.0])
+    total = F.cross_entropy(read["kind"].flatten(0, 1), targets.kind.flatten(), weight=kind_weight)
+    for name in ("shape", "colour", "digit", "place"):
+        wanted: Tensor = getattr(targets, name)
+        if bool((wanted != IGNORE).any()):
+            each = F.cross_entropy(
+                read[name].flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, label_smoothing=0.02
+            )
+            total = total + (2 * each if name == "digit" else each)
+    occupied = targets.kind > 0
+    if bool(occupied.any()):
+        total = total + 4 * (read["centre"] - targets.centre)[occupied].abs().mean()
+    return total
+
+
+def cell_scores(read: dict[str, Tensor], targets: CellTargets) -> dict[str, float]:
+    """Share of right cells by head (`kind` over all cells), and the mean centre error as a share of the canvas."""
+    scores = {"kind": float((read["kind"].argmax(-1) == targets.kind).float().mean())}
+    for name in ("shape", "colour", "digit", "place"):
+        wanted: Tensor = getattr(targets, name)
+        valid = wanted != IGNORE
+        scores[name] = float((read[name].argmax(-1) == wanted)[valid].float().mean()) if valid.any() else 1.0
+    occupied = targets.kind > 0
+    error = (read["centre"].detach() - targets.centre)[occupied].abs()
+    scores["centre"] = float(error.mean()) if occupied.any() else 0.0
+    return scores
+
+
+def word_loss(model: NanoFastVLM, projected: Tensor, weights: Tensor, cells: Tensor) -> Tensor:
+    """Soft cross-entropy of occupied visual tokens [B, N, H] read as words, against `weights` [M, V]."""
+    logits = model.words(projected.flatten(0, 1)[cells])
+    return -(weights * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+
+
+def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
+    """Cross-entropy of the answer tokens, every question weighing the same."""
+    labels = packed.labels[packed.labels != IGNORE]
+    segment = packed.segment[packed.labels != IGNORE]
+    each = F.cross_entropy(logits, labels, reduction="none")
+    lengths = torch.bincount(segment, minlength=len(packed.questions)).float()
+    return (each / lengths[segment]).sum() / len(packed.questions)
+
+
+def exact_matches(logits: Tensor, packed: Packed) -> dict[str, tuple[int, int]]:
+    """Right answers and questions by type.
+
+    An answer is right when every one of its tokens and the end token is the most likely one given the right tokens
+    before it; that is exactly when greedy decoding produces it.
+    """
+    labels = packed.labels[packed.labels != IGNORE]
+    segment = packed.segment[packed.labels != IGNORE]
+    wrong = torch.bincount(segment, weights=(logits.argmax(-1) != labels).float(), minlength=len(packed.questions))
+    counts = dict.fromkeys(TYPES, (0, 0))
+    for question, errors in zip(packed.questions, wrong.tolist(), strict=True):
+        right, total = counts[question.type]
+        counts[question.type] = (right + (errors == 0), total + 1)
+    return counts

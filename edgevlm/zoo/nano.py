@@ -1,0 +1,148 @@
+"""The numbers of `nano-fastvlm` and its training-time module.
+
+`NANO` describes a FastVLM of about 4 million parameters: a FastViTHD-shaped encoder (512 pixels to 64 visual tokens),
+the two-layer projector and a Qwen2-shaped decoder. `NanoFastVLM` is the trainable whole; `heads` is the auxiliary
+reader of the visual tokens that training drops afterwards.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgevlm.models.decoder import Decoder, rotary_tables
+from edgevlm.models.fastvithd import FastViTHD
+from edgevlm.spec import DecoderSpec, FastViTHDSpec
+from edgevlm.zoo.drawing import COLOURS, SHAPES
+
+
+@dataclass(frozen=True)
+class NanoSpec:
+    """Sizes of one trainable FastVLM."""
+
+    encoder: FastViTHDSpec
+    decoder: DecoderSpec
+    image_size: int
+
+    @property
+    def grid(self) -> int:
+        """Visual tokens along one side."""
+        return self.image_size // self.encoder.stride
+
+
+NANO = NanoSpec(
+    encoder=FastViTHDSpec(depths=(1, 1, 2, 1, 1), dims=(8, 16, 64, 128, 256), squeeze_channels=32),
+    decoder=DecoderSpec(
+        architecture="qwen2",
+        vocab_size=1024,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        rotary_dim=64,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        max_position_embeddings=2048,
+        qkv_bias=True,
+    ),
+    image_size=512,
+)
+
+# The auxiliary heads, in the order of their columns: what lies in this grid cell, and where.
+HEAD_SIZES = {
+    "kind": 3,
+    "shape": len(SHAPES),
+    "colour": len(COLOURS),
+    "digit": 10,
+    "place": 3,
+    "centre": 2,
+}
+
+
+class NanoFastVLM(nn.Module):
+    """Encoder, projector, decoder and auxiliary heads under the names of the published layout (less its prefixes)."""
+
+    def __init__(self, spec: NanoSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        features, hidden = spec.encoder.output_size, spec.decoder.hidden_size
+        self.vision = FastViTHD(spec.encoder, batchnorm=True)
+        self.heads = nn.Linear(features, sum(HEAD_SIZES.values()))
+        self.projector = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.decoder = Decoder(spec.decoder)
+
+    def read(self, features: Tensor) -> dict[str, Tensor]:
+        """Auxiliary outputs [B, N, size] of the visual features [B, N, C]."""
+        columns = self.heads(features).split(list(HEAD_SIZES.values()), dim=-1)
+        return dict(zip(HEAD_SIZES, columns, strict=True))
+
+    def forward(self, projected: Tensor, ids: Tensor, positions: Tensor, mask: Tensor, labelled: Tensor) -> Tensor:
+        """Next-token logits [M, V] at the `labelled` positions alone (the head over all would cost a quarter more).
+
+        Args:
+            projected: image embeddings [B, N, H], placed where `ids` is -1 (the same N columns in every row).
+            ids, positions: int [B, T].
+            mask: bool [B, 1, T, T], true where attention is allowed.
+            labelled: bool [B, T].
+        """
+        decoder = self.decoder
+        embeds = decoder.embed_tokens(ids.clamp(min=0))
+        start = int((ids[0] == -1).nonzero()[0])
+        x = torch.cat((embeds[:, :start], projected, embeds[:, start + projected.shape[1] :]), dim=1)
+        rotary = rotary_tables(positions, decoder.spec.rotary_dim, decoder.spec.rope_theta)
+        for layer in decoder.layers:
+            x, _ = layer(x, rotary, None, mask)
+        return decoder.head(decoder.norm(x[labelled]))
+
+    def words(self, projected: Tensor) -> Tensor:
+        """Logits [..., V] of the projected visual tokens read as if they were words (logit lens, untrained norm)."""
+        return self.decoder.head(F.rms_norm(projected, projected.shape[-1:]))
+
+
+def initialise(model: NanoFastVLM, seed: int) -> None:
+    """Start values that keep the variance through every block; seeded.
+
+    Depthwise mixers start as the identity; the decoder starts as Qwen2 does, with a larger embedding (its rows also
+    are the head), queries equal to keys in the first two layers so that attention begins as a comparison of contents
+    (arXiv 2305.09828), and residual branches scaled down by depth.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: Tensor, std: float) -> None:
+        with torch.no_grad():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * std)
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            mixer = module.groups == module.in_channels == module.out_channels and module.stride == (1, 1)
+            if mixer and "convffn" not in name:
+                normal(module.weight, 0.1 / math.sqrt(fan_in))
+                centre = module.kernel_size[0] // 2
+                with torch.no_grad():
+                    module.weight[:, 0, centre, centre] += 1.0
+            else:
+                normal(module.weight, math.sqrt((1.0 if "convffn" in name or "se." in name else 2.0) / fan_in))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            normal(module.weight, 1 / math.sqrt(module.in_features))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            normal(module.weight, 1 / math.sqrt(module.embedding_dim))
+    decoder = model.spec.decoder
+    group = decoder.num_attention_heads // decoder.num_key_value_heads
+    weights = dict(model.decoder.named_parameters())
+    with torch.no_grad():
+        for index in range(decoder.num_hidden_layers):
+            for branch in ("self_attn.o_proj", "mlp.down_proj"):
+                weights[f"layers.{index}.{branch}.weight"].mul_(1 / math.sqrt(2 * decoder.num_hidden_layers))
+            if index < 2:
+                queries, keys = (weights[f"layers.{index}.self_attn.{p}_proj.weight"] for p in "qk")
+                heads = keys.view(-1, decoder.head_dim, decoder.hidden_size).repeat_interleave(group, dim=0)
+                queries.copy_(heads.reshape(-1, decoder.hidden_size))

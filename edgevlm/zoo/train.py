@@ -1,0 +1,168 @@
+"""Training of `nano-fastvlm` on a CPU: resumable, seeded, interruptible.
+
+In: where the checkpoint goes, a seed and a working folder for the training state. Out: a checkpoint folder in FastVLM's
+published layout with a model card. Three stages:
+
+1. `vision`: the encoder learns to say, for each of its 64 tokens, what lies there (auxiliary heads, dropped later).
+2. `answers`: the encoder rests; projector and decoder learn to answer, many questions behind each image. The projected
+   tokens are also asked to look like the words for what they show, which gives attention something to match early on.
+3. `joint`: everything together at a low rate; the second half sees the decoder's weights rounded to 4 bits.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from edgevlm.errors import InputError
+from edgevlm.models import load
+from edgevlm.progress import Report, duration
+from edgevlm.zoo.card import model_card
+from edgevlm.zoo.evaluate import evaluate
+from edgevlm.zoo.publish import publish
+from edgevlm.zoo.trainer import STAGES, Settings, Trainer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report: `scores` are shares of right answers by type (`vision`: right cells by head) or empty."""
+
+    stage: str
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    eta_seconds: float
+    scores: dict[str, float]
+
+
+StepReport = Callable[[Progress], None]
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that a step and its state are never cut in half."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run(trainer: Trainer, report: StepReport, until: str = STAGES[-1]) -> None:
+    """Train through stage `until`, saving to `state.pt` in the working folder and `<stage>.pt` after each stage.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once the state has been saved.
+    """
+    settings, latest = trainer.settings, trainer.workdir / "state.pt"
+    with _interrupts() as interrupted:
+        while True:
+            steps = settings.steps(trainer.stage)
+            started, first, saved = time.monotonic(), trainer.step, time.monotonic()
+            while trainer.step < steps:
+                begun = time.monotonic()
+                loss = trainer.advance()
+                trainer.seconds += time.monotonic() - begun
+                if interrupted.is_set():
+                    trainer.save(latest)
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved > settings.save_every_seconds:
+                    trainer.save(latest)
+                    saved = time.monotonic()
+                due = trainer.step % settings.validate_every == 0 or trainer.step == steps
+                if due or trainer.step % 20 == 0:
+                    rate = (trainer.step - first) / (time.monotonic() - started)
+                    report(
+                        Progress(
+                            stage=trainer.stage,
+                            step=trainer.step,
+                            steps=steps,
+                            loss=loss,
+                            images_per_second=rate * settings.batch[trainer.stage],
+                            eta_seconds=(steps - trainer.step) / rate,
+                            scores=trainer.validate() if due else {},
+                        )
+                    )
+            trainer.save(trainer.workdir / f"{trainer.stage}.pt")
+            if trainer.stage == until:
+                return
+            trainer.begin(STAGES[STAGES.index(trainer.stage) + 1])
+
+
+def train_nano(
+    out: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    images: int | None = None,
+    test_items: int = 1800,
+    threads: int | None = None,
+    workdir: Path | None = None,
+    report: Report | None = None,
+) -> None:
+    """Train `nano-fastvlm` and write its checkpoint, with a model card that holds its scores, to the folder `out`.
+
+    Args:
+        resume: continue from the state in `workdir` (same seed, same `images`); without it, training starts afresh.
+        images: images over all stages; None for the number the shipped model was trained on.
+        test_items: questions of the test split for the scores in the card.
+        threads: threads within one operation; None leaves torch's choice.
+        workdir: where the training state is kept; None for `edgevlm/zoo/nano-fastvlm` in the user's cache folder.
+        report: called with (images seen, images in all, text) a few times a minute.
+
+    Raises:
+        InputError: nothing to resume, or the state belongs to another run.
+        KeyboardInterrupt: after Ctrl-C, once the state has been saved.
+    """
+    folder = cache_folder() if workdir is None else workdir
+    state = folder / "state.pt"
+    if resume and not state.is_file():
+        raise InputError("there is no training to resume", str(state), "train without --resume")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = Settings(seed=seed)
+    if images is not None:
+        share = images / sum(settings.images.values())
+        scaled = {stage: max(settings.batch[stage], round(count * share)) for stage, count in settings.images.items()}
+        settings = replace(settings, images=scaled)
+    trainer = Trainer(settings, folder)
+    if resume:
+        trainer.load(state)
+    total = sum(settings.images.values())
+
+    def tell(progress: Progress) -> None:
+        if report is not None:
+            before = sum(settings.images[stage] for stage in STAGES[: STAGES.index(progress.stage)])
+            report(before + progress.step * settings.batch[progress.stage], total, describe(progress))
+
+    run(trainer, tell)
+    weights, tokenizer = trainer.average, trainer.tokenizer
+    publish(out, settings.spec, weights, tokenizer, "")
+    scores = evaluate(load(out), "test", test_items)
+    publish(out, settings.spec, weights, tokenizer, model_card(settings, trainer.seconds, scores))
+
+
+def describe(progress: Progress) -> str:
+    """One line for people: stage, loss, speed, time left in the stage, right answers by type where just measured."""
+    scores = "".join(f", {name} {100 * score:.0f}%" for name, score in progress.scores.items() if name != "centre")
+    return (
+        f"{progress.stage} step {progress.step}/{progress.steps}, loss {progress.loss:.2f}, "
+        f"{progress.images_per_second:.1f} images/s, {duration(progress.eta_seconds)} left{scores}"
+    )
+
+
+def cache_folder() -> Path:
+    """Where training state lives between runs (XDG base directories)."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "edgevlm" / "zoo" / "nano-fastvlm"

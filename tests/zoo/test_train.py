@@ -1,0 +1,213 @@
+"""Training of the zoo model: batches that say what they should, losses that fall, runs that can be stopped."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgevlm.errors import InputError
+from edgevlm.models import load
+from edgevlm.spec import DecoderSpec, FastViTHDSpec
+from edgevlm.zoo.batches import (
+    IGNORE,
+    SCENE_STREAM,
+    cell_targets,
+    pack,
+    pixels,
+    prompt_pieces,
+    questions_for,
+    train_scene,
+    word_targets,
+)
+from edgevlm.zoo.evaluate import evaluate, greedy, grey_noise, table
+from edgevlm.zoo.losses import exact_matches
+from edgevlm.zoo.nano import NanoFastVLM, NanoSpec, initialise
+from edgevlm.zoo.publish import publish
+from edgevlm.zoo.quantnoise import fake_int4
+from edgevlm.zoo.scenes import Item, Question
+from edgevlm.zoo.tokenizer import build_tokenizer
+from edgevlm.zoo.train import Progress, run, train_nano
+from edgevlm.zoo.trainer import STAGES, Settings, Trainer
+
+SPEC = NanoSpec(
+    encoder=FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(8, 8, 16, 32, 32), squeeze_channels=8),
+    decoder=DecoderSpec(
+        architecture="qwen2",
+        vocab_size=1024,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        rotary_dim=64,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        max_position_embeddings=2048,
+        qkv_bias=True,
+    ),
+    image_size=256,
+)
+SETTINGS = Settings(
+    images={"vision": 8, "answers": 8, "joint": 8},
+    batch=dict.fromkeys(STAGES, 2),
+    pool=4,
+    validation_scenes=4,
+    validate_every=4,
+    spec=SPEC,
+)
+
+
+def test_a_resumed_run_ends_exactly_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    whole = Trainer(SETTINGS, tmp_path / "whole")
+    run(whole, reports.append)
+    stopped = Trainer(SETTINGS, tmp_path / "parts")
+    for _ in range(2):
+        stopped.advance()
+    stopped.save(tmp_path / "state.pt")
+    resumed = Trainer(SETTINGS, tmp_path / "parts")
+    resumed.load(tmp_path / "state.pt")
+    run(resumed, reports.append, until="answers")
+    resumed = Trainer(SETTINGS, tmp_path / "parts")
+    resumed.load(tmp_path / "parts" / "answers.pt")
+    run(resumed, reports.append)
+    for name, value in whole.average.items():
+        assert torch.equal(value, resumed.average[name]), name
+    assert [p.stage for p in reports[:3]] == list(STAGES)
+    assert all(p.scores for p in reports)
+
+
+def test_each_stage_moves_its_own_parts_only(tmp_path: Path) -> None:
+    trainer = Trainer(SETTINGS, tmp_path)
+    moved = {}
+    for stage in STAGES:
+        if stage != "vision":
+            trainer.begin(stage)
+        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+        trainer.advance()
+        changed = {
+            name.split(".")[0] for name, v in trainer.model.named_parameters() if not torch.equal(v, before[name])
+        }
+        moved[stage] = changed
+    assert moved["vision"] == {"vision", "heads"}
+    assert moved["answers"] == {"projector", "decoder"}
+    assert moved["joint"] == {"vision", "heads", "projector", "decoder"}
+
+
+def test_a_state_of_another_seed_is_refused(tmp_path: Path) -> None:
+    Trainer(SETTINGS, tmp_path).save(tmp_path / "state.pt")
+    other = Trainer(Settings(seed=1, spec=SPEC), tmp_path)
+    with pytest.raises(InputError, match="started with seed 0"):
+        other.load(tmp_path / "state.pt")
+    with pytest.raises(InputError, match="no training to resume"):
+        train_nano(tmp_path / "out", resume=True, workdir=tmp_path / "nothing")
+
+
+def test_the_decoder_learns_an_answer(tmp_path: Path) -> None:
+    """Forty steps on one question must cut its loss by half and make greedy decoding say the answer."""
+    trainer = Trainer(SETTINGS, tmp_path)
+    model, tokenizer = trainer.model, trainer.tokenizer
+    packed = pack([[Question("count", "How many shapes are there?", "3")]], tokenizer, 4)
+    image = torch.randn(1, 4, 128, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=3e-3)
+    labels = packed.labels[packed.labels != IGNORE]
+    losses = []
+    for _ in range(40):
+        logits = model(image, packed.ids, packed.positions, packed.mask, packed.labels != IGNORE)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] / 2
+    assert exact_matches(logits, packed)["count"] == (1, 1)
+
+
+def test_packed_questions_do_not_see_each_other() -> None:
+    """The logits of each question equal those of the same question asked alone."""
+    torch.manual_seed(0)
+    model, tokenizer = NanoFastVLM(SPEC).eval(), build_tokenizer()
+    initialise(model, 0)
+    scene, _ = train_scene(SCENE_STREAM, 0, 3, 256)
+    asked = questions_for(scene, np.random.default_rng(0))
+    image = torch.randn(1, 16, 128)
+
+    def logits(questions: list[Question]) -> torch.Tensor:
+        packed = pack([questions], tokenizer, 16)
+        result: torch.Tensor = model(image, packed.ids, packed.positions, packed.mask, packed.labels != IGNORE)
+        return result
+
+    with torch.inference_mode():
+        together = logits(asked)
+        alone = torch.cat([logits([question]) for question in asked])
+    assert len(asked) > 3
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_published_folder_answers_as_training_saw_it(tmp_path: Path) -> None:
+    """BatchNorm folded, half precision, KV cache and greedy steps: the tokens that one full pass of training gives."""
+    tokenizer = build_tokenizer()
+    model = NanoFastVLM(SPEC).eval()
+    initialise(model, 0)
+    publish(tmp_path / "m", SPEC, model.state_dict(), tokenizer, "card")
+    loaded = load(tmp_path / "m")
+    loaded.vision.float()
+    loaded.decoder.float()
+    made = [train_scene(SCENE_STREAM, 0, index, 256) for index in range(3)]
+    images = pixels([image for _, image in made])
+    before, after = (tokenizer.encode(piece).ids for piece in prompt_pieces("What is it?"))
+    model.half().float()
+    with torch.inference_mode():
+        produced = greedy(loaded, [before + after] * 3, len(before), loaded.vision(images))
+        projected = model.projector(model.vision(images))
+        for row, said in enumerate(produced):
+            ids = torch.tensor([[*before, *[-1] * 16, *after, *said]])
+            length = ids.shape[1]
+            where = torch.zeros(1, length, dtype=torch.bool)
+            where[0, -len(said) - 1 : -1] = True
+            causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+            logits = model(projected[row : row + 1], ids, torch.arange(length)[None], causal, where)
+            assert len(said) > 0
+            assert logits.argmax(-1).tolist() == said
+
+
+def test_evaluation_needs_the_image_and_reports_every_type(tmp_path: Path) -> None:
+    model = NanoFastVLM(SPEC)
+    initialise(model, 0)
+    publish(tmp_path / "m", SPEC, model.state_dict(), build_tokenizer(), "card")
+    scores = evaluate(load(tmp_path / "m"), "test", 24)
+    assert [s.type for s in scores] == ["colour", "shape", "count", "relation", "existence", "number", "all"]
+    assert sum(s.items for s in scores[:-1]) == scores[-1].items == 24
+    assert len(table(scores).splitlines()) == 9
+    noisy = grey_noise([Item("a", "i", np.zeros((64, 64, 3), np.uint8), "count", "?", "1")])[0].image
+    assert np.array_equal(noisy[..., 0], noisy[..., 1])
+    assert noisy.std() > 50
+
+
+def test_cell_targets_and_words_name_what_lies_in_a_cell() -> None:
+    tokenizer = build_tokenizer()
+    scene, _ = train_scene(SCENE_STREAM, 0, 0, 512)
+    targets = cell_targets([scene], 8)
+    digits = sum(len(plate.text) for plate in scene.plates)
+    assert int((targets.kind == 1).sum()) == len(scene.objects)
+    assert int((targets.kind == 2).sum()) == digits
+    weights, cells = word_targets(targets, tokenizer)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(len(cells)))
+    item = scene.objects[0]
+    index = int(item.y // 64) * 8 + int(item.x // 64)
+    row = cells.tolist().index(index)
+    named = {tokenizer.decode([i]).strip() for i in weights[row].nonzero().flatten().tolist()}
+    assert named == {item.colour, item.shape}
+
+
+def test_rounded_weights_lie_on_sixteen_levels_and_pass_gradients() -> None:
+    weight = torch.randn(4, 256, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    rounded = fake_int4(weight)
+    for row in rounded.detach().reshape(-1, 128):
+        assert len(torch.unique(row)) <= 16
+    assert float((rounded - weight).detach().abs().max()) < float(weight.detach().abs().max()) / 14 + 1e-6
+    rounded.sum().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, torch.ones(4, 256))
