@@ -21,6 +21,7 @@ class GenerationArguments(TypedDict, total=False):
     seed: int | None
     stop: tuple[str, ...] | list[str]
     reuse: bool
+    ignore_eos: bool
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class GenerationOptions:
         seed: of the random draws; None draws one.
         stop: strings that end the answer; they are not part of it.
         reuse: take image embeddings and the front of the prompt from the caches where these hold them.
+        ignore_eos: go on past the model's stop tokens up to `max_tokens`, for timing answers of equal length.
 
     Raises:
         InputError: a value is out of range.
@@ -47,6 +49,7 @@ class GenerationOptions:
     seed: int | None = None
     stop: tuple[str, ...] | list[str] = ()
     reuse: bool = True
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

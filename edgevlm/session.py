@@ -217,7 +217,7 @@ class Session:
                 self._decoder,
                 logits,
                 self.tokenizer,
-                frozenset(self.spec.prompt.stop_token_ids),
+                frozenset(() if options.ignore_eos else self.spec.prompt.stop_token_ids),
                 options,
                 self._context.append,
             )
