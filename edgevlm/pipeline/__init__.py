@@ -23,8 +23,10 @@ from edgevlm.bundle import (
     write_manifest,
 )
 from edgevlm.errors import UnsupportedError
-from edgevlm.exporters import gguf, onnx
+from edgevlm.exporters import onnx
 from edgevlm.exporters.base import Artifact, Precision, Progress
+from edgevlm.exporters.gguf import exporter as gguf
+from edgevlm.exporters.gguf.layout import supports as gguf_supports
 from edgevlm.models import VlmModel, load, resolve
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.recipe import GgufType, Recipe
@@ -69,8 +71,9 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
         report = _part(progress, _LOADED, _EXPORTED)
         if recipe.format == "gguf":
             artifacts = gguf.export(model, work, gguf_type=gguf_type, progress=_part(report, 0, 0.5))
-            artifacts += onnx.export_vision(model, work, precision=vision_precision, progress=_part(report, 0.5, 1))
-            artifacts += onnx.export_tokenizer(model, work)
+            artifacts += onnx.export_vision_part(
+                model, work, vision_precision=vision_precision, progress=_part(report, 0.5, 1)
+            )
         else:
             artifacts = onnx.export(
                 model, work, precision=recipe.precision, vision_precision=vision_precision, progress=report
@@ -87,7 +90,7 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
 def _refuse_unsupported(recipe: Recipe, model: VlmModel, vision: Precision, gguf_type: GgufType) -> None:
     reason = onnx.supports(model.spec, recipe.precision, vision)
     if recipe.format == "gguf":
-        reason = gguf.supports(model.spec, gguf_type) or onnx.supports(model.spec, "fp32", vision)
+        reason = gguf_supports(model.spec, gguf_type) or onnx.supports(model.spec, "fp32", vision)
     elif recipe.gguf_type is not None:
         reason = f"gguf_type {recipe.gguf_type} belongs to format gguf, not {recipe.format}"
     if reason is not None:
