@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ TEMPORARY_PREFIX = ".edgevlm-tmp-"
 # From linux/fs.h and linux/fcntl.h.
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def _fsync(path: Path) -> None:
@@ -69,6 +71,11 @@ def _prepare(target: Path) -> Path:
     return parent
 
 
+def _of_writing(error: OSError, temporary: Path | None) -> bool:
+    """Whether the error is one of writing; the body of a `with` may also fail to read something else."""
+    return temporary is None or error.errno in _FULL_OR_BROKEN or str(error.filename or "").startswith(str(temporary))
+
+
 def _write_error(error: OSError, target: Path) -> InputError:
     return InputError(
         f"cannot write: {error.strerror or error}", str(target), "free some space or choose another place"
@@ -96,6 +103,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
         temporary.replace(target)
         _fsync(parent)
     except OSError as error:
+        if not _of_writing(error, temporary):
+            raise
         raise _write_error(error, target) from error
     finally:
         if temporary is not None:
@@ -146,6 +155,8 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             temporary.replace(target)
         _fsync(parent)
     except OSError as error:
+        if not _of_writing(error, temporary):
+            raise
         raise _write_error(error, target) from error
     finally:
         if temporary is not None:

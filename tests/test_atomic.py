@@ -128,6 +128,12 @@ def test_no_space_at_the_flush_leaves_the_old_folder(tmp_path: Path, monkeypatch
     assert _names(tmp_path) == ["out"]
 
 
+def test_error_of_reading_is_not_reported_as_one_of_writing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "out"):
+        (tmp_path / "absent").read_bytes()
+    assert _names(tmp_path) == []
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
