@@ -16,6 +16,7 @@ EDGEVLM := $(VENV)/bin/edgevlm
 PIP := $(PYTHON) -m pip --disable-pip-version-check install --progress-bar off -c constraints.txt
 STEP := tools/step
 STAMP := $(VENV)/.installed
+ORACLE := $(VENV)/oracle/.installed
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -31,16 +32,19 @@ $(STAMP): pyproject.toml constraints.txt tools/llama_wheel.py
 	@$(STEP) "install torch" $(PIP) torch==2.13.0
 	@$(STEP) "install llama.cpp (built once a machine)" $(PYTHON) tools/llama_wheel.py --constraints constraints.txt
 	@$(STEP) "install EdgeVLM and its libraries" $(PIP) --no-build-isolation -e '.[all,dev]'
-	@$(STEP) "install test oracles" $(PIP) --no-deps --upgrade --target $(VENV)/oracle timm==1.0.31 torchvision==0.28.0
 	@$(STEP) "check the installation" $(PYTHON) -m pip check
 	@touch $(STAMP)
+
+$(ORACLE): tests/oracles.txt $(STAMP)
+	@$(STEP) "install test oracles" $(PIP) --no-deps --upgrade --target $(VENV)/oracle -r tests/oracles.txt
+	@touch $(ORACLE)
 
 lint: $(STAMP)
 	@$(STEP) "ruff check" $(VENV)/bin/ruff check .
 	@$(STEP) "ruff format" $(VENV)/bin/ruff format --check .
 	@$(STEP) "mypy --strict" $(VENV)/bin/mypy
 
-test: lint
+test: lint $(ORACLE)
 	@$(PYTHON) -m pytest
 
 bench: $(STAMP)
