@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from edgevlm.errors import EngineError, InputError
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
+from edgevlm.runtimes.checks import check_fits, context_length, thread_count
 from edgevlm.runtimes.llama_embedding import TokenEmbedding
 from edgevlm.spec import DecoderSpec
 
-_DEFAULT_CONTEXT = 4096
 _MAX_BATCH = 512
 _WARNING = 3
 _CONTINUATION = 5
@@ -76,16 +75,10 @@ class LlamaCppDecoder:
     def __init__(self, path: Path, spec: DecoderSpec, options: EngineOptions | None = None) -> None:
         options = options or EngineOptions()
         self.vocab_size = spec.vocab_size
-        self.context_length = options.context_length or min(spec.max_position_embeddings, _DEFAULT_CONTEXT)
-        if self.context_length > spec.max_position_embeddings:
-            raise InputError(
-                f"a context of {self.context_length} is longer than the model's {spec.max_position_embeddings}",
-                str(path),
-                "ask for a shorter context",
-            )
+        self.context_length = context_length(options, spec.max_position_embeddings)
         self.position = 0
         self._path, self._hidden_size = str(path), spec.hidden_size
-        self._threads = options.threads or psutil.cpu_count(logical=False) or 1
+        self._threads = thread_count(options.threads)
         self._reused = 0
         self._model = self._context = None
         self._library = library = load_library()
@@ -151,7 +144,7 @@ class LlamaCppDecoder:
     def decode(self, token: int) -> Float32:
         """See `DecoderEngine.decode`. The array is llama.cpp's own and holds until the next call."""
         if self.position >= self.context_length:
-            raise InputError(f"the context of {self.context_length} positions is full", self._path, "start anew")
+            check_fits(self.position, 1, self.context_length)
         self._token[0] = token
         status = self._llama_decode(self._context, self._step)
         if status != 0:
@@ -191,15 +184,7 @@ class LlamaCppDecoder:
             self._embedding.close()
 
     def _check(self, segments: list[Segment]) -> None:
-        length = sum(len(segment) for segment in segments)
-        if length == 0:
-            raise InputError("the prompt is empty", self._path)
-        if self.position + length > self.context_length:
-            raise InputError(
-                f"the prompt needs {self.position + length} positions, the context has {self.context_length}",
-                self._path,
-                "shorten the prompt or ask for a longer context",
-            )
+        check_fits(self.position, sum(len(segment) for segment in segments), self.context_length)
         for segment in segments:
             if segment.ndim == 1:
                 if segment.size and (segment.min() < 0 or segment.max() >= self.vocab_size):
@@ -242,5 +227,6 @@ class LlamaCppDecoder:
 
 
 def build_flags(library: Any) -> str:
-    """The CPU features llama.cpp was built with and found, e.g. `AVX2 = 1 | AVX512 = 1`."""
-    return str(library.llama_print_system_info().decode().strip(" |\n"))
+    """What this build was compiled for and uses here, e.g. `CPU: AVX2 AVX512 REPACK`."""
+    text = str(library.llama_print_system_info().decode())
+    return " ".join(text.replace(" = 1", "").replace(" |", "").replace(" :", ":").split())

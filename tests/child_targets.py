@@ -66,3 +66,25 @@ def parent_of_hanging(send: Send) -> None:
     from edgevlm.child import run_child
 
     run_child("child_targets:hang", {}, timeout=60, on_message=send)
+
+
+def crash_in_fast_kernels(_send: Send, repack: bool) -> dict[str, Any]:
+    if repack:
+        ctypes.string_at(0)
+    return {"version": "1", "flags": "CPU: AVX2"}
+
+
+def disagree(_send: Send, repack: bool) -> dict[str, Any]:
+    return {"version": "1", "flags": f"CPU: repack {repack}", "agreement": float("nan")}
+
+
+def built_for_less(_send: Send, repack: bool) -> dict[str, Any]:
+    return {"version": "1", "flags": f"CPU: AVX2 AVX512_VNNI repack {repack}", "agreement": 1.0}
+
+
+def segfault_whatever(_send: Send, **_arguments: Any) -> None:
+    ctypes.string_at(0)
+
+
+def refuse_whatever(_send: Send, **_arguments: Any) -> None:
+    raise InputError("bad thing")

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("recipe", "bundle", "preprocess", "prompt", "targets", "zoo.scenes"),
     ("models",),
     ("quant", "pruning", "runtimes"),
-    ("exporters", "session"),
+    ("exporters", "session", "doctor"),
     ("",),
     ("pipeline", "bench", *(f"zoo.{name}" for name in ZOO_HOST_HALF)),
     ("cli",),
