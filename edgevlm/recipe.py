@@ -51,7 +51,7 @@ class Recipe(BaseModel):
     gguf_type: GgufType | None = None
     vision_precision: Precision | None = None
     resolution: int | None = Field(default=None, gt=0)
-    target: str = "cpu"
+    target: Literal["cpu"] = "cpu"
     verify: VerifyThresholds = VerifyThresholds()
     seed: int = 0
 

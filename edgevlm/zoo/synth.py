@@ -32,6 +32,8 @@ _CHUNK = 1 << 22
 _LEAST = 2.0**-13
 # E[gelu(x)^2] of a unit normal x is 0.425: what follows a GELU needs this much more variance.
 _AFTER_GELU = 1 / 0.425
+# Second moment of an embedding row's elements: weights of the branches that match it stay normal numbers in float16.
+_ROW_LEVEL = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,11 @@ def _add_identity(values: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def weight_moments(name: str, shape: tuple[int, ...], spec: SynthSpec) -> tuple[float, float]:
-    """Mean and standard deviation that keep the second moment of activations near one through every block."""
+    """Mean and standard deviation that keep the second moment of activations near constant through every block.
+
+    The decoder's branches together add as much to the residual stream as the embedding brings, so that a tied head has
+    a clear favourite, as a trained one has: on a tie of near-equal logits no precision could agree with another.
+    """
     if re.search(r"(norm\.weight|bn\.weight|running_var)$", name) or "layernorm.weight" in name:
         return 1.0, 0.02
     if "layer_scale" in name:
@@ -206,7 +212,7 @@ def weight_moments(name: str, shape: tuple[int, ...], spec: SynthSpec) -> tuple[
     if name.endswith(("bias", "running_mean")):
         return 0.0, 0.01
     if name.endswith(("embed_tokens.weight", "lm_head.weight")):
-        return 0.0, 1 / math.sqrt(spec.decoder.hidden_size)
+        return 0.0, math.sqrt(_ROW_LEVEL)
     fan_in = math.prod(shape[1:])
     if name.endswith("head.proj"):
         return 0.0, 1 / math.sqrt(shape[0])
@@ -219,10 +225,10 @@ def weight_moments(name: str, shape: tuple[int, ...], spec: SynthSpec) -> tuple[
     elif name.endswith(("fc2.weight", "proj.1.reparam_conv.weight")) or "patch_embed" in name:
         gain = _AFTER_GELU
     elif name.endswith("mm_projector.2.weight"):
-        # Image embeddings as large as the rows of the embedding.
-        gain = _AFTER_GELU / spec.decoder.hidden_size
+        # Image embeddings about as large as the rows of the embedding; the encoder's features are well below one.
+        gain = 8 * _AFTER_GELU * _ROW_LEVEL
     elif name.endswith(("o_proj.weight", "down_proj.weight")):
-        gain = 1 / (2 * spec.decoder.num_hidden_layers)
+        gain = _ROW_LEVEL / (2 * spec.decoder.num_hidden_layers)
     return 0.0, math.sqrt(gain / fan_in)
 
 

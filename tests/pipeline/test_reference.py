@@ -1,0 +1,44 @@
+"""The streaming reference against the same modules run whole."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model
+
+from edgevlm.models.vlm import VlmModel
+from edgevlm.pipeline import reference
+from edgevlm.pipeline.candidate import segments
+from edgevlm.prompt import IMAGE_PLACEHOLDER
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> VlmModel:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@torch.no_grad()
+def test_last_logits_equal_one_forward_pass(model: VlmModel) -> None:
+    generator = np.random.default_rng(0)
+    hidden = model.spec.decoder.hidden_size
+    sequences = [generator.standard_normal((length, hidden), dtype=np.float32) for length in (5, 9)]
+    found = reference.last_logits(model, sequences, [2, 3])
+    for sequence, count, logits in zip(sequences, (2, 3), found, strict=True):
+        whole, _ = model.decoder(torch.from_numpy(sequence)[None], torch.arange(len(sequence))[None])
+        np.testing.assert_allclose(logits, whole[0, -count:].numpy(), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_weights_in_bfloat16_are_computed_in_float32(model: VlmModel) -> None:
+    half = replace(model, vision=reference._float(model.vision).bfloat16())
+    pixels = np.random.default_rng(1).random((2, 3, *2 * [model.spec.vision.image_size]), dtype=np.float32)
+    expected = half.vision.float()(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(reference.image_embeddings(half, pixels), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_image_stands_where_its_placeholder_is() -> None:
+    image = np.ones((3, 2), np.float32)
+    parts = segments([7, 8, IMAGE_PLACEHOLDER, 9], image)
+    assert [part.tolist() for part in parts] == [[7, 8], image.tolist(), [9]]
+    assert [part.tolist() for part in segments([IMAGE_PLACEHOLDER], image)] == [image.tolist()]
