@@ -1,0 +1,40 @@
+"""What each figure of a report means, in a sentence or two: printed beside the numbers in every rendering."""
+
+from __future__ import annotations
+
+DEFINITIONS = {
+    "TTFT": "time to first token: from the image bytes handed over until the first text is visible; the sum of "
+    "preprocess, vision, prefill and first decode.",
+    "Steady": "after a warm-up with other images of the same shape. Every answer has an image and a prompt of its own, "
+    "so no cache can serve it.",
+    "Cold": "the first answer after loading, without warm-up, kept apart from the rest.",
+    "Cached": "the same image and prompt again with the session's caches on: what a follow-up costs, not what a new "
+    "image costs.",
+    "Preprocess": "decode, resize and normalise the image; render and tokenise the prompt.",
+    "Vision": "pixels to image embeddings; the connector is part of the vision graph.",
+    "Prefill": "one pass of the decoder over the whole prompt, image tokens included.",
+    "First decode": "from the prompt's logits to the first visible text: sampling and detokenisation.",
+    "TPOT": "time per output token after the first: (last token - first token) / (tokens - 1).",
+    "Decode": "1000 / median TPOT, in tokens per second; TTFT does not enter.",
+    "Load": "from opening the bundle to ready for the first request, with the files in the system's cache and the "
+    "engines chosen.",
+    "Percentiles": "with 95% intervals from order statistics, whatever the distribution. p50 needs 6 samples, p90 36, "
+    "p95 72, p99 368; n/a stands where there are fewer.",
+    "Peak RSS": "highest resident memory of the worker process and its children, sampled from another process. PSS "
+    "divides shared pages among their users.",
+    "Size": "bytes of all files of the bundle. Bits per weight count what is stored for each parameter, scales "
+    "included.",
+    "Accuracy": "share of answers equal to the right one, lower-cased, stripped and without a final full stop; greedy "
+    "decoding. Interval: 95% Wilson score, which takes items as independent.",
+    "Chance": "accuracy of the best guess that never looks at the image.",
+    "Control": "accuracy with every image replaced by grey noise: what the questions alone give away.",
+    "Delta": "accuracy less that of the baseline on the same items. Interval: 95% percentile bootstrap that resamples "
+    "whole images.",
+    "Flips": "items that only one of the two gets right: lost (the baseline does) and gained (this one does). Changed "
+    "answers count every difference, right or wrong.",
+    "McNemar": "p-value of lost = gained; exact below 25 flips, mid-p from there. A large p does not show equality.",
+    "Verdict": "non-inferior where the whole interval of the delta lies above minus the margin, worse where it lies "
+    "below minus the margin, else undecided. Non-inferior does not mean equal.",
+    "Detectable drop": "the smallest drop that so many items show with 80% power at 5% (Connor 1987), at the observed "
+    "share of flips or 1%, whichever is larger.",
+}

@@ -1,0 +1,74 @@
+"""Numbers as people read them: one way to write a time, a size, a share or an interval in every rendering."""
+
+from __future__ import annotations
+
+from edgevlm.bench.pairs import Interval, Proportion
+from edgevlm.bench.stats import Percentile
+
+NONE = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+_TO = "\N{EN DASH}"
+
+
+def milliseconds(value: float | None) -> str:
+    """`4.21 ms`, `87.3 ms`, `1,840 ms`: three digits that count."""
+    return NONE if value is None else f"{three_digits(value)} ms"
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
+def megabytes(value: int | None) -> str:
+    """Bytes in units of 10^6: `8.31 MB`, `712 MB`."""
+    return NONE if value is None else f"{three_digits(value / 1e6)} MB"
+
+
+def bits(value: float | None) -> str:
+    """Bits per weight."""
+    return NONE if value is None else f"{value:.2f}"
+
+
+def rate(value: float | None) -> str:
+    """Tokens per second."""
+    return NONE if value is None else f"{three_digits(value)}"
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return NONE if value is None else f"{100 * value:.1f}%"
+
+
+def interval_of(share: Proportion) -> str:
+    """The ends of a share's interval, `89.1-93.4%` with an en dash."""
+    if share.low is None or share.high is None:
+        return NONE
+    return f"{100 * share.low:.1f}{_TO}{100 * share.high:.1f}%"
+
+
+def points(value: float) -> str:
+    """A difference of two shares in points, with a real minus sign."""
+    text = f"{100 * value:+.1f}"
+    if float(text) == 0:
+        text = "0.0"
+    return text.replace("-", _MINUS)
+
+
+def points_interval(delta: Interval) -> str:
+    """The ends of a difference's interval, `−1.9 to +0.6`."""
+    return f"{points(delta.low)} to {points(delta.high)}"
+
+
+def percentile(value: Percentile | None, n: int) -> str:
+    """A percentile with its interval in milliseconds, or n/a with the sample size."""
+    if value is None:
+        return f"n/a (n={n})"
+    return f"{three_digits(value.value)} [{three_digits(value.low)}{_TO}{three_digits(value.high)}]"
+
+
+def p_value(value: float) -> str:
+    """A p-value; tiny ones as a bound."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,103 @@
+"""What the parent tells a worker to measure, and what the worker sends back while it does.
+
+Both are JSON across a pipe; both ends validate. Measurements are sent one by one, so whatever was done before a crash
+is not lost.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, TypeAdapter
+
+from edgevlm.bench.report import Engine, Part, Sample
+
+Phase: TypeAlias = Literal["cold", "warmup", "steady", "cached", "repeat"]
+
+
+class LatencyPlan(Part):
+    """How to time answers. Steady samples go on until both `iterations` and `min_time_s` are reached."""
+
+    iterations: int = Field(ge=1)
+    min_time_s: float = Field(ge=0)
+    warmup: int = Field(ge=0)
+    cached: int = Field(ge=0)
+    max_tokens: int = Field(ge=2)
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    seed: int = Field(ge=0)
+
+
+class AccuracyPlan(Part):
+    """Which items to answer; `control` asks them once more with grey noise for images."""
+
+    task: str
+    split: str
+    n: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    max_tokens: int = Field(ge=1)
+    control: bool
+
+
+class Job(Part):
+    """One worker's work: what to open, with which engines, what to measure.
+
+    `path` is a bundle's folder, or for a reference the checkpoint's folder, taken at its own resolution.
+    """
+
+    kind: Literal["bundle", "reference"]
+    path: str
+    vision_engine: str = "auto"
+    decoder_engine: str = "auto"
+    threads: int = Field(default=0, ge=0)
+    latency: LatencyPlan | None = None
+    accuracy: AccuracyPlan | None = None
+
+
+class Prediction(Part):
+    """One answered item; a line of a predictions file."""
+
+    id: str
+    image_id: str
+    type: str
+    question: str
+    answer: str
+    predicted: str
+    token_ids: list[int]
+    correct: bool
+
+
+class Hello(Part):
+    """The first message: whose memory to watch."""
+
+    kind: Literal["hello"] = "hello"
+    pid: int
+
+
+class Loaded(Part):
+    """The session is ready."""
+
+    kind: Literal["loaded"] = "loaded"
+    load_ms: float
+    vision_engine: Engine
+    decoder_engine: Engine
+
+
+class Sampled(Part):
+    """One answer was timed."""
+
+    kind: Literal["sampled"] = "sampled"
+    phase: Phase
+    sample: Sample
+
+
+class Answered(Part):
+    """One item was answered."""
+
+    kind: Literal["answered"] = "answered"
+    control: bool
+    prediction: Prediction
+
+
+Message: TypeAlias = Hello | Loaded | Sampled | Answered
+MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])

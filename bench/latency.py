@@ -1,0 +1,143 @@
+"""Latency of one model: the plan that times it (in the worker) and the figures drawn from the samples (in the parent).
+
+The order is cold, warm-up, steady, repeat, cached. Every answer up to the repeat has an image of its own and a
+permuted prompt, with caches off, because a benchmark that sends one image five times measures a cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+from edgevlm.bench.images import photo_like
+from edgevlm.bench.job import LatencyPlan, Phase
+from edgevlm.bench.report import Flag, Latency, Sample, Stages
+from edgevlm.bench.stats import Summary, summarise
+from edgevlm.bench.subject import Subject, check, sample
+
+_PROMPT = ("Describe", "the", "colours", "of", "this", "image", "and", "what", "may", "be", "in", "each", "corner")
+
+#: Beyond these a figure gets a flag.
+MAX_FIRST_OVER_MEDIAN = 2.0
+MAX_CV = 0.10
+MIN_GAPS = 8
+MAX_OTHER_CPU = 0.10
+
+
+@dataclass
+class Samples:
+    """The samples of each phase, as they arrive."""
+
+    load_ms: float = 0.0
+    phases: dict[Phase, list[Sample]] = field(default_factory=dict)
+
+    def add(self, phase: Phase, taken: Sample) -> None:
+        """Keep one sample."""
+        self.phases.setdefault(phase, []).append(taken)
+
+    def of(self, phase: Phase) -> list[Sample]:
+        """The samples of one phase."""
+        return self.phases.get(phase, [])
+
+
+def permuted_prompt(index: int) -> str:
+    """The prompt with its words rotated: as long as the others, but no prefix of them."""
+    shift = index % len(_PROMPT)
+    return " ".join(_PROMPT[shift:] + _PROMPT[:shift])
+
+
+def measure(subject: Subject, plan: LatencyPlan, report: Callable[[Phase, Sample], None]) -> None:
+    """Time answers as planned and report each.
+
+    Raises:
+        EngineError: an answer that cannot be true.
+    """
+
+    def once(phase: Phase, index: int, *, reuse: bool = False) -> None:
+        image, prompt = photo_like(plan.seed, index, plan.width, plan.height), permuted_prompt(index)
+        start = time.perf_counter()
+        reply = subject.answer(image, prompt, max_tokens=plan.max_tokens, to_the_end=True, reuse=reuse)
+        wall_ms = (time.perf_counter() - start) * 1000
+        report(phase, sample(check(reply, 1, plan.max_tokens), f"{plan.seed}/{index}", prompt, wall_ms))
+
+    once("cold", 0)
+    for index in range(1, 1 + plan.warmup):
+        once("warmup", index)
+    first = 1 + plan.warmup
+    done = 0
+    start = time.monotonic()
+    while done < plan.iterations or time.monotonic() - start < plan.min_time_s:
+        once("steady", first + done)
+        done += 1
+    once("repeat", first)
+    for _ in range(plan.cached):
+        once("cached", first, reuse=True)
+
+
+def summarise_latency(samples: Samples, other_cpu_share: float | None) -> Latency | None:
+    """The figures, or None where the steady phase has not begun.
+
+    The first cached answer fills the cache and is left out of the cached figure.
+    """
+    cold, steady, cached, repeat = samples.of("cold"), samples.of("steady"), samples.of("cached"), samples.of("repeat")
+    if not cold or not steady:
+        return None
+    tpot = summarise([taken.tpot_ms for taken in steady if taken.tpot_ms is not None])
+    return Latency(
+        load_ms=samples.load_ms,
+        ttft_cold_ms=cold[0].ttft_ms,
+        ttft_steady_ms=_summary([taken.ttft_ms for taken in steady]),
+        ttft_cached_ms=summarise([taken.ttft_ms for taken in cached[1:]]),
+        stages=Stages(
+            preprocess_ms=_summary([taken.preprocess_ms for taken in steady]),
+            vision_ms=_summary([taken.vision_ms for taken in steady]),
+            prefill_ms=_summary([taken.prefill_ms for taken in steady]),
+            first_decode_ms=_summary([taken.first_decode_ms for taken in steady]),
+        ),
+        e2e_ms=_summary([taken.ttft_ms + sum(taken.gaps_ms) for taken in steady]),
+        tpot_ms=tpot,
+        decode_tokens_per_second=1000 / tpot.median if tpot is not None and tpot.median > 0 else None,
+        image_tokens=steady[0].image_tokens,
+        prompt_tokens=round(median(taken.prompt_tokens for taken in steady)),
+        other_cpu_share=other_cpu_share,
+        cold=cold[0],
+        warmup=samples.of("warmup"),
+        steady=steady,
+        cached=cached,
+        repeat=repeat[0] if repeat else None,
+    )
+
+
+def flags(latency: Latency) -> list[Flag]:
+    """What a reader must know before trusting the figures."""
+    found = []
+    steady, ttft = latency.steady, latency.ttft_steady_ms
+    ratio = steady[0].ttft_ms / ttft.median if ttft.median > 0 else 1.0
+    if ratio > MAX_FIRST_OVER_MEDIAN:
+        text = f"first steady TTFT is {ratio:.1f} times the median: a cache or lazy initialisation is suspected"
+        found.append(Flag(code="cache-suspected", text=text))
+    if ttft.cv is not None and ttft.cv > MAX_CV:
+        found.append(Flag(code="noisy", text=f"TTFT varies by {ttft.cv:.0%} (CV) over {ttft.n} answers"))
+    if latency.other_cpu_share is not None and latency.other_cpu_share > MAX_OTHER_CPU:
+        text = f"other processes used {latency.other_cpu_share:.0%} of the CPU meanwhile: times are too long"
+        found.append(Flag(code="contended", text=text))
+    repeated = latency.repeat is not None and latency.repeat.output_sha256 != steady[0].output_sha256
+    if repeated or len({taken.output_sha256 for taken in latency.cached}) > 1:
+        found.append(Flag(code="non-deterministic", text="greedy decoding gave other tokens for the same input"))
+    reused = max(taken.reused_tokens for taken in steady)
+    if reused:
+        found.append(
+            Flag(code="reused-prompt", text=f"up to {reused} prompt tokens of steady answers came from a cache")
+        )
+    gaps = median(len(taken.gaps_ms) for taken in steady)
+    if gaps < MIN_GAPS:
+        found.append(Flag(code="few-tokens", text=f"answers had {gaps:g} token gaps: decode speed rests on few"))
+    return found
+
+
+def _summary(values: list[float]) -> Summary:
+    result = summarise(values)
+    assert result is not None
+    return result

@@ -1,0 +1,129 @@
+"""Runs one worker and gathers what it sends, whatever becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from edgevlm.bench.job import MESSAGES, Answered, Hello, Job, Loaded, Prediction, Sampled
+from edgevlm.bench.latency import Samples
+from edgevlm.bench.memory import CpuShare, TreeWatch
+from edgevlm.bench.pace import Pace
+from edgevlm.bench.report import Memory
+from edgevlm.child import Json, run_child
+from edgevlm.errors import EdgeVLMError
+
+
+@dataclass
+class Measured:
+    """What a worker sent before it ended.
+
+    Attributes:
+        stage: what it was doing last: load, latency, accuracy.
+        failure: why it ended early; empty if it did not.
+        loaded: the engines and the load time; None before the session was ready.
+        samples: timed answers.
+        predictions: answers to the items.
+        control: answers with grey noise for images.
+        other_cpu_share: what other processes used during the steady samples; None if unknown.
+        memory: of its process tree.
+    """
+
+    stage: str = "load"
+    failure: str = ""
+    loaded: Loaded | None = None
+    samples: Samples = field(default_factory=Samples)
+    predictions: list[Prediction] = field(default_factory=list)
+    control: list[Prediction] = field(default_factory=list)
+    other_cpu_share: float | None = None
+    memory: Memory | None = None
+
+
+class _Listener:
+    """Takes the messages of one worker and watches its process."""
+
+    def __init__(self, measured: Measured, job: Job, pace: Pace, stack: contextlib.ExitStack) -> None:
+        self._measured = measured
+        self._job = job
+        self._pace = pace
+        self._stack = stack
+        self._pid = 0
+        self._cpu: CpuShare | None = None
+        self.watch: TreeWatch | None = None
+
+    def hear(self, raw: Json) -> None:
+        """Take one message.
+
+        Raises:
+            EdgeVLMError: it is none of ours.
+        """
+        try:
+            message = MESSAGES.validate_python(raw)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise EdgeVLMError(f"the worker sent a measurement that cannot be true: {problem['msg']}") from error
+        if isinstance(message, Hello):
+            self._pid = message.pid
+            self.watch = self._stack.enter_context(TreeWatch(message.pid))
+        elif isinstance(message, Loaded):
+            self._measured.loaded = message
+            self._measured.samples.load_ms = message.load_ms
+            self._measured.stage = "latency" if self._job.latency is not None else "accuracy"
+            if self.watch is not None:
+                self.watch.mark_loaded()
+        elif isinstance(message, Sampled):
+            self._sampled(message)
+        else:
+            self._answered(message)
+        self._pace.step(message)
+
+    def _sampled(self, message: Sampled) -> None:
+        self._measured.samples.add(message.phase, message.sample)
+        if message.phase == "steady":
+            if self._cpu is None:
+                self._cpu = CpuShare(self._pid)
+            self._measured.other_cpu_share = self._cpu.others()
+        plan = self._job.latency
+        if plan is not None and message.phase in ("repeat", "cached"):
+            done = len(self._measured.samples.of("cached")) >= plan.cached
+            self._measured.stage = "accuracy" if done else "latency"
+
+    def _answered(self, message: Answered) -> None:
+        (self._measured.control if message.control else self._measured.predictions).append(message.prediction)
+
+
+def run_worker(job: Job, worker: str, silence_s: float, pace: Pace) -> Measured:
+    """Run `worker` on `job` and gather its measurements.
+
+    Args:
+        job: what to measure.
+        worker: `module:function` for the child.
+        silence_s: seconds without a message after which it counts as hung.
+        pace: hears of each message.
+    """
+    measured = Measured()
+    with contextlib.ExitStack() as stack:
+        listener = _Listener(measured, job, pace, stack)
+        try:
+            run_child(worker, {"job": job.model_dump(mode="json")}, timeout=silence_s, on_message=listener.hear)
+            measured.failure = _missing(job, measured)
+        except EdgeVLMError as error:
+            measured.failure = error.what
+    if listener.watch is not None:
+        measured.memory = listener.watch.memory()
+    return measured
+
+
+def _missing(job: Job, measured: Measured) -> str:
+    """What a worker that ended well still owes; empty if nothing."""
+    if measured.loaded is None:
+        return "the worker ended without loading the model"
+    if job.latency is not None and len(measured.samples.of("steady")) < job.latency.iterations:
+        return f"the worker timed {len(measured.samples.of('steady'))} of {job.latency.iterations} answers"
+    if job.accuracy is not None:
+        expected = (job.accuracy.n, job.accuracy.n if job.accuracy.control else 0)
+        if (len(measured.predictions), len(measured.control)) != expected:
+            return f"the worker answered {len(measured.predictions)} of {job.accuracy.n} items"
+    return ""

@@ -1,0 +1,76 @@
+"""Opens what a job names: a bundle through `edgevlm.load`, or the uncompressed checkpoint through the torch engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgevlm
+from edgevlm.bench.job import Job
+from edgevlm.bench.report import Engine
+from edgevlm.bench.subject import Reply
+from edgevlm.runtimes.base import EngineOptions
+from edgevlm.session import Session
+
+
+class SessionSubject:
+    """A session as the bench sees it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def answer(
+        self, image: bytes | NDArray[np.uint8], prompt: str, *, max_tokens: int, to_the_end: bool, reuse: bool
+    ) -> Reply:
+        """Answer greedily; see `Subject`."""
+        answer = self._session.generate(image, prompt, max_tokens=max_tokens, ignore_eos=to_the_end, reuse=reuse)
+        stats = answer.stats
+        return Reply(
+            text=answer.text,
+            token_ids=answer.token_ids,
+            preprocess_ms=stats.preprocess_ms,
+            vision_ms=stats.vision_ms,
+            prefill_ms=stats.prefill_ms,
+            first_decode_ms=stats.first_decode_ms,
+            gaps_ms=stats.token_gaps_ms,
+            image_tokens=stats.image_tokens,
+            prompt_tokens=stats.prompt_tokens,
+            reused_tokens=stats.reused_tokens,
+        )
+
+    def engines(self) -> tuple[Engine, Engine]:
+        """The vision and the decoder engine."""
+        vision, decoder = self._session.engine_stats()
+        return Engine(name=vision.name, details=vision.details), Engine(name=decoder.name, details=decoder.details)
+
+
+def open_subject(job: Job) -> SessionSubject:
+    """Load what `job` names.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    if job.kind == "reference":
+        return SessionSubject(_reference(Path(job.path), job))
+    session = edgevlm.load(
+        job.path, vision_engine=job.vision_engine, decoder_engine=job.decoder_engine, threads=job.threads
+    )
+    return SessionSubject(session)
+
+
+def _reference(folder: Path, job: Job) -> Session:
+    """The checkpoint in float32 on torch. Host half, so it is imported here."""
+    import torch
+
+    from edgevlm.models import load
+    from edgevlm.runtimes.torch import TorchDecoder, TorchVision
+    from edgevlm.tokenizer import Tokenizer
+
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    model = load(folder)
+    tokenizer = Tokenizer(model.tokenizer_files["tokenizer.json"])
+    decoder = TorchDecoder(model, EngineOptions(threads=job.threads))
+    return Session(model.spec, tokenizer, TorchVision(model), decoder)

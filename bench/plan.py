@@ -1,0 +1,143 @@
+"""Decides what a sweep measures, in which order, and what each bundle is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevlm.bench.baseline import Reference, find_reference, reference_of
+from edgevlm.bench.job import AccuracyPlan, Job, LatencyPlan
+from edgevlm.bench.report import Settings
+from edgevlm.bench.tasks import find_task
+from edgevlm.bundle import MANIFEST, Bundle, open_bundle
+from edgevlm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row to be.
+
+    Attributes:
+        name: unique in the sweep.
+        job: for the worker.
+        source: the bundle or the uncompressed model behind it.
+        baseline: name of the work it is compared with; empty if with none.
+        reason: why with none; empty if there is a baseline or no accuracy.
+    """
+
+    name: str
+    job: Job
+    source: Bundle | Reference
+    baseline: str = ""
+    reason: str = ""
+
+
+def plan(bundles: Sequence[Bundle], settings: Settings, baseline: str | None) -> list[Work]:
+    """The works in order: what others are compared with comes first.
+
+    Args:
+        bundles: opened ones.
+        settings: what to measure.
+        baseline: a bundle's folder or a model to compare all with; None takes the model that each was made from.
+
+    Raises:
+        InputError: the baseline or the task is unknown, or the baseline cannot be opened.
+    """
+    accuracy = accuracy_plan(settings)
+    listed = list(bundles)
+    shared: Bundle | Reference | None = None
+    if accuracy is not None and baseline is not None:
+        shared = _open_baseline(baseline, listed)
+        if isinstance(shared, Bundle):
+            listed = [shared, *(bundle for bundle in listed if bundle is not shared)]
+    names = _unique_names([bundle.path for bundle in listed])
+    references: dict[str, Reference] = {}
+    works = []
+    for name, bundle in zip(names, listed, strict=True):
+        compared = _baseline_of(bundle, shared) if accuracy is not None else ""
+        if isinstance(compared, Reference):
+            references[compared.name] = compared
+        works.append(
+            Work(
+                name=name,
+                job=_bundle_job(bundle, settings, accuracy),
+                source=bundle,
+                baseline=names[0] if isinstance(compared, Bundle) else getattr(compared, "name", ""),
+                reason=compared if isinstance(compared, str) else "",
+            )
+        )
+    return [_reference_work(reference, settings, accuracy) for reference in references.values()] + works
+
+
+def accuracy_plan(settings: Settings) -> AccuracyPlan | None:
+    """The items to ask, or None where no task was named.
+
+    Raises:
+        InputError: the task or its split is unknown.
+    """
+    if settings.task is None:
+        return None
+    task = find_task(settings.task)
+    if settings.split not in task.splits:
+        raise InputError(f"unknown split {settings.split!r:.40}", "--split", f"splits: {', '.join(task.splits)}")
+    return AccuracyPlan(
+        task=settings.task,
+        split=settings.split,
+        n=settings.items,
+        seed=settings.seed,
+        max_tokens=task.max_tokens,
+        control=settings.control,
+    )
+
+
+def _open_baseline(baseline: str, listed: Sequence[Bundle]) -> Bundle | Reference:
+    folder = Path(baseline)
+    if not (folder / MANIFEST).is_file():
+        return find_reference(baseline)
+    known = [bundle for bundle in listed if bundle.path.resolve() == folder.resolve()]
+    return known[0] if known else open_bundle(folder)
+
+
+def _baseline_of(bundle: Bundle, shared: Bundle | Reference | None) -> Bundle | Reference | str:
+    """What to compare `bundle` with, or why with nothing."""
+    if shared is None:
+        return reference_of(bundle)
+    return "it is the baseline" if bundle is shared else shared
+
+
+def _bundle_job(bundle: Bundle, settings: Settings, accuracy: AccuracyPlan | None) -> Job:
+    latency = LatencyPlan(
+        iterations=settings.iterations,
+        min_time_s=settings.min_time_s,
+        warmup=settings.warmup,
+        cached=settings.cached,
+        max_tokens=settings.max_tokens,
+        width=settings.image_width,
+        height=settings.image_height,
+        seed=settings.seed,
+    )
+    return Job(
+        kind="bundle",
+        path=str(bundle.path),
+        vision_engine=settings.vision_engine,
+        decoder_engine=settings.decoder_engine,
+        threads=settings.threads,
+        latency=latency,
+        accuracy=accuracy,
+    )
+
+
+def _reference_work(reference: Reference, settings: Settings, accuracy: AccuracyPlan | None) -> Work:
+    job = Job(kind="reference", path=str(reference.folder), threads=settings.threads, accuracy=accuracy)
+    return Work(reference.name, job, reference, reason="it is the baseline")
+
+
+def _unique_names(paths: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many parents in front as it takes to tell them apart, else numbered."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, 5):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({index})" for index, name in enumerate(names, 1)]

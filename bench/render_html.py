@@ -1,0 +1,71 @@
+"""The report as one HTML page that needs nothing else: inline SVG, no script, no font, no network, all text escaped."""
+
+from __future__ import annotations
+
+import shlex
+from importlib.resources import files
+
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup
+
+from edgevlm.bench import format as show
+from edgevlm.bench.charts import accuracy_scatter, share_bar, ttft_bars
+from edgevlm.bench.findings import findings
+from edgevlm.bench.pairs import Proportion
+from edgevlm.bench.report import Report
+from edgevlm.bench.reproduce import facts
+from edgevlm.bench.table import comparison, latency, pairs
+
+_WIDE = 1080.0
+_NARROW = 358.0
+
+
+def render_html(report: Report) -> str:
+    """The whole report as an HTML page."""
+    environment = ImmutableSandboxedEnvironment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string((files("edgevlm.bench") / "report.html.jinja").read_text(encoding="utf-8"))
+    timed = any(row.latency is not None for row in report.rows)
+    scored = [row for row in report.rows if row.accuracy is not None]
+    return template.render(
+        report=report,
+        summary=_summary(report),
+        task_line=_task_line(report),
+        findings=findings(report),
+        comparison=comparison(report),
+        latency=latency(report),
+        pairs=pairs(report),
+        scored=scored,
+        bars_wide=Markup(ttft_bars(report, _WIDE)) if timed else "",
+        bars_narrow=Markup(ttft_bars(report, _NARROW)) if timed else "",
+        scatter_wide=Markup(accuracy_scatter(report, _WIDE)) if scored else "",
+        scatter_narrow=Markup(accuracy_scatter(report, _NARROW)) if scored else "",
+        share_bar=_share_bar,
+        facts=facts(report)[1:],
+        command=shlex.join(report.settings.command_line),
+        percent=show.percent,
+        interval_of=show.interval_of,
+        megabytes=show.megabytes,
+        bits=show.bits,
+    )
+
+
+def _share_bar(share: Proportion, chance: float) -> Markup:
+    return Markup(share_bar(share, chance))
+
+
+def _summary(report: Report) -> str:
+    """How many were measured, and how many failed."""
+    bundles = [row for row in report.rows if row.kind == "bundle"]
+    failed = sum(row.status == "failed" for row in bundles)
+    text = f"{len(bundles)} bundle{'s' * (len(bundles) != 1)}"
+    return f"{text}, {failed} failed" if failed else text
+
+
+def _task_line(report: Report) -> str:
+    scored = [row.accuracy for row in report.rows if row.accuracy is not None]
+    if not scored:
+        return ""
+    first = scored[0]
+    asked = f"{first.n} questions about {first.images} images"
+    return f"Task {first.task}, split {report.settings.split}: {asked}; {first.scorer}."

@@ -1,0 +1,266 @@
+"""The report: one frozen model, one JSON schema; HTML, Markdown and the console are renderings of it.
+
+Times are milliseconds, sizes bytes, shares 0 to 1, instants ISO 8601 in UTC. Whatever was not measured is null, never
+zero. `python -m edgevlm.bench.report` prints the JSON Schema (2020-12) that stands in report.schema.json.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgevlm.bench.pairs import Interval, Proportion
+from edgevlm.bench.stats import Summary
+
+SCHEMA_VERSION = 1
+Verdict: TypeAlias = Literal["non-inferior", "worse", "undecided"]
+SCHEMA_ID = "urn:edgevlm:report:1"
+
+
+class Part(BaseModel):
+    """Strict and immutable, like every part of a report."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sample(Part):
+    """One answer, timed. TTFT = preprocess + vision + prefill + first decode."""
+
+    image: str = Field(description="name of the input image: seed and index")
+    prompt: str
+    preprocess_ms: float = Field(ge=0, description="image bytes to pixels and prompt to tokens")
+    vision_ms: float = Field(ge=0, description="pixels to image embeddings, connector included")
+    prefill_ms: float = Field(ge=0, description="prompt pass of the decoder, up to its logits")
+    first_decode_ms: float = Field(ge=0, description="logits to the first text: sampling and detokenisation")
+    gaps_ms: list[float] = Field(description="time between consecutive tokens after the first")
+    wall_ms: float = Field(ge=0, description="the whole call, seen from outside the session")
+    image_tokens: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=0, description="positions of the prompt, image tokens included")
+    reused_tokens: int = Field(ge=0, description="prompt positions that came from a cache")
+    output_sha256: str = Field(description="of the generated token ids: greedy answers repeat it for the same input")
+
+    @property
+    def ttft_ms(self) -> float:
+        """Image bytes to first text."""
+        return self.preprocess_ms + self.vision_ms + self.prefill_ms + self.first_decode_ms
+
+    @property
+    def tpot_ms(self) -> float | None:
+        """Mean time per output token after the first; None for a one-token answer."""
+        return sum(self.gaps_ms) / len(self.gaps_ms) if self.gaps_ms else None
+
+
+class Stages(Part):
+    """The parts of TTFT over the steady samples."""
+
+    preprocess_ms: Summary
+    vision_ms: Summary
+    prefill_ms: Summary
+    first_decode_ms: Summary
+
+
+class Latency(Part):
+    """Latency of one bundle, with the raw samples."""
+
+    load_ms: float = Field(description="start of loading to ready for the first request")
+    ttft_cold_ms: float = Field(description="first answer after loading, nothing warmed up")
+    ttft_steady_ms: Summary = Field(description="after warm-up, another image and prompt each time")
+    ttft_cached_ms: Summary | None = Field(description="the same image and prompt again, caches on")
+    stages: Stages
+    e2e_ms: Summary = Field(description="image bytes to last token, steady")
+    tpot_ms: Summary | None = Field(description="time per output token, one value per steady answer")
+    decode_tokens_per_second: float | None = Field(description="1000 / median TPOT; TTFT does not enter")
+    image_tokens: int
+    prompt_tokens: int = Field(description="median over the steady samples, image tokens included")
+    other_cpu_share: float | None = Field(
+        description="share of the machine's CPU time that other processes used during the steady samples"
+    )
+    cold: Sample
+    warmup: list[Sample]
+    steady: list[Sample]
+    cached: list[Sample]
+    repeat: Sample | None = Field(description="the first steady input once more, at the end, caches off")
+
+
+class Memory(Part):
+    """Memory of the worker and its children, sampled from outside."""
+
+    peak_rss_bytes: int = Field(description="peak of the resident set of the whole process tree")
+    peak_pss_bytes: int | None = Field(description="the same with shared pages divided among their users; Linux only")
+    loaded_rss_bytes: int | None = Field(description="resident set when loading had finished")
+    interval_ms: float = Field(description="time between two samples of the resident set")
+    samples: int
+
+
+class TypeScore(Part):
+    """Accuracy on one type of question."""
+
+    type: str
+    chance: float = Field(description="accuracy of the best guess that never looks at the image")
+    accuracy: Proportion
+    baseline: Proportion | None
+    control: Proportion | None = Field(description="accuracy with the image replaced by grey noise")
+
+
+class Paired(Part):
+    """The same items answered by the uncompressed model."""
+
+    baseline: str = Field(description="name of the row or model compared with")
+    n: int
+    accuracy: Proportion
+    delta: Interval = Field(description="accuracy less the baseline's; 95% bootstrap over images")
+    lost: int = Field(description="baseline right, this one wrong")
+    gained: int = Field(description="baseline wrong, this one right")
+    answers_changed: int = Field(description="items whose answer differs at all, right or wrong")
+    mcnemar_p: float
+    mcnemar_method: Literal["exact", "mid-p"]
+    margin: float = Field(description="drop that counts as harmless, chosen before measuring")
+    verdict: Verdict
+    smallest_detectable_drop: float | None = Field(
+        description="drop that these n items show with 80% power at the observed discordant share (at least 1%)"
+    )
+
+
+class Accuracy(Part):
+    """Accuracy on one task."""
+
+    task: str
+    scorer: str = Field(description="the rule that calls an answer right")
+    n: int
+    images: int
+    overall: Proportion
+    control: Proportion | None = Field(description="accuracy with the image replaced by grey noise")
+    types: list[TypeScore]
+    paired: Paired | None
+    unpaired_reason: str = Field(description="why there is no paired comparison; empty if there is")
+    predictions_file: str = Field(description="JSONL beside the report")
+    predictions_sha256: str
+
+
+class Flag(Part):
+    """Something a reader must know before trusting a figure."""
+
+    code: Literal["cache-suspected", "noisy", "non-deterministic", "reused-prompt", "few-tokens", "contended"]
+    text: str
+
+
+class File(Part):
+    """One file of a bundle."""
+
+    path: str
+    role: str
+    format: str
+    precision: str
+    bytes: int
+    sha256: str
+    bits_per_weight: float | None
+    parameters: int
+
+
+class Parity(Part):
+    """One figure that the export verified."""
+
+    stage: str
+    metric: str
+    value: float
+    threshold: float
+    passed: bool
+
+
+class Engine(Part):
+    """What a runtime says of itself: version, build flags, settings."""
+
+    name: str
+    details: dict[str, str]
+
+
+class Row(Part):
+    """One measured thing: a bundle, or the uncompressed reference."""
+
+    name: str
+    kind: Literal["bundle", "reference"]
+    path: str
+    status: Literal["ok", "failed", "skipped"]
+    reason: str = Field(description="why it failed or was skipped; empty if ok")
+    failed_stage: str = Field(description="load, latency, accuracy ...; empty if ok")
+    model: str
+    format: str
+    licence: str
+    total_bytes: int | None
+    bits_per_weight: float | None = Field(description="stored weight bits over parameters, whole bundle")
+    parameters: int | None
+    files: list[File]
+    parity: list[Parity]
+    vision_engine: Engine | None
+    decoder_engine: Engine | None
+    latency: Latency | None
+    memory: Memory | None
+    accuracy: Accuracy | None
+    flags: list[Flag]
+
+
+class Settings(Part):
+    """What was asked for."""
+
+    command_line: list[str]
+    iterations: int
+    min_time_s: float
+    warmup: int
+    cached: int
+    max_tokens: int
+    image_width: int
+    image_height: int
+    seed: int
+    task: str | None = Field(description="accuracy task; null for speed and memory only")
+    items: int
+    split: str
+    control: bool
+    margin: float
+    threads: int = Field(description="0: the engine's own choice")
+    vision_engine: str
+    decoder_engine: str
+    silence_s: float = Field(description="a worker silent for longer counts as hung")
+
+
+class Environment(Part):
+    """Where it ran; enough to repeat it."""
+
+    started: str
+    finished: str
+    edgevlm: str
+    git_commit: str | None
+    python: str
+    packages: dict[str, str]
+    system: str
+    machine: str
+    cpu_model: str
+    cpu_features: list[str]
+    physical_cores: int | None
+    logical_cores: int | None
+    usable_cores: int | None = Field(description="cores this process may run on")
+    governor: str | None
+    memory_bytes: int
+    load_average: list[float] | None = Field(description="1, 5 and 15 minutes, before the first bundle")
+
+
+class Report(Part):
+    """The whole report."""
+
+    schema_version: Literal[1]
+    environment: Environment
+    settings: Settings
+    rows: list[Row]
+    interrupted: bool
+    definitions: dict[str, str] = Field(description="how each figure is defined, printed beside the numbers")
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of `report.json`."""
+    schema = Report.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID, **schema}
+
+
+if __name__ == "__main__":
+    print(json.dumps(report_schema(), indent=2))

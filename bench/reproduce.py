@@ -1,0 +1,52 @@
+"""What a reader needs to repeat a report, as pairs of label and text."""
+
+from __future__ import annotations
+
+import shlex
+
+from edgevlm.bench.report import Engine, Report
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """Command, machine, software, settings, engines, hashes."""
+    machine, asked = report.environment, report.settings
+    cores = f"{machine.physical_cores or '?'} physical, {machine.logical_cores or '?'} logical"
+    if machine.usable_cores is not None:
+        cores += f", {machine.usable_cores} usable"
+    load = ", ".join(f"{value:g}" for value in machine.load_average) if machine.load_average else "unknown"
+    commit = f" (source {machine.git_commit})" if machine.git_commit else ""
+    pairs = [
+        ("Command", shlex.join(asked.command_line)),
+        ("Time", f"{machine.started} to {machine.finished}"),
+        ("CPU", f"{machine.cpu_model}; {cores}"),
+        ("CPU features", " ".join(machine.cpu_features) or "unknown"),
+        ("Governor", machine.governor or "not exposed by this system"),
+        ("Memory", f"{machine.memory_bytes / 1e9:.1f} GB"),
+        ("Load average before", load),
+        ("System", machine.system),
+        ("EdgeVLM", f"{machine.edgevlm}{commit}, Python {machine.python}"),
+        ("Libraries", ", ".join(f"{name} {version}" for name, version in machine.packages.items())),
+        ("Threads", str(asked.threads) if asked.threads else "the engines' own choice"),
+        (
+            "Latency plan",
+            f"warm-up {asked.warmup}, at least {asked.iterations} answers and {asked.min_time_s:g} s, "
+            f"cached {asked.cached}, {asked.max_tokens} tokens each, "
+            f"JPEG images of {asked.image_width}x{asked.image_height}",
+        ),
+        ("Seed", str(asked.seed)),
+    ]
+    if asked.task is not None:
+        pairs.append(("Accuracy plan", f"{asked.task}, split {asked.split}, {asked.items} items, greedy decoding"))
+    for row in report.rows:
+        for label, engine in (("vision", row.vision_engine), ("decoder", row.decoder_engine)):
+            if engine is not None:
+                pairs.append((f"{row.name}: {label} engine", _engine(engine)))
+        pairs += [(f"{row.name}: {file.path}", f"sha256 {file.sha256}") for file in row.files if file.parameters]
+        if row.accuracy is not None:
+            pairs.append((f"{row.name}: predictions", f"sha256 {row.accuracy.predictions_sha256}"))
+    return pairs
+
+
+def _engine(engine: Engine) -> str:
+    details = ", ".join(f"{key} {value}" for key, value in engine.details.items())
+    return f"{engine.name} ({details})" if details else engine.name

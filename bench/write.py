@@ -1,0 +1,37 @@
+"""Writes a report's three files: report.json, report.md and report.html."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from edgevlm.atomic import write_text
+from edgevlm.bench.render_html import render_html
+from edgevlm.bench.render_markdown import render_markdown
+from edgevlm.bench.report import Report
+from edgevlm.errors import InputError
+
+
+def claim(out: Path) -> None:
+    """Make `out` and see that it can be written to, before hours of measuring.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write here: {error.strerror}", str(out), "choose another folder for -o") from error
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write all three, each atomically.
+
+    Raises:
+        InputError: `out` cannot be written to.
+    """
+    write_text(out / "report.json", report.model_dump_json(indent=1) + "\n")
+    write_text(out / "report.md", render_markdown(report))
+    write_text(out / "report.html", render_html(report))

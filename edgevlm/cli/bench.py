@@ -1,0 +1,125 @@
+"""`edgevlm bench`: measure bundles and write a report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from edgevlm.bench.tasks import TASKS
+from edgevlm.bundle import open_bundle
+from edgevlm.errors import EdgeVLMError
+from edgevlm.progress import show_progress
+from edgevlm.runtimes.select import DECODER_ENGINES, VISION_ENGINES
+
+_POSITIVE = click.IntRange(min=1)
+_NOT_NEGATIVE = click.IntRange(min=0)
+
+
+@click.command(name="bench")
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the report.")
+@click.option("--tasks", "task", type=click.Choice(list(TASKS)), help="Accuracy task.  [default: none]")
+@click.option("-n", "--items", type=_POSITIVE, default=500, show_default=True, help="Items of the accuracy task.")
+@click.option("--split", default="test", show_default=True, help="Split of the accuracy task.")
+@click.option("--baseline", help="Bundle or model to compare with.  [default: what each bundle was made from]")
+@click.option("--margin", type=click.FloatRange(0, 100), default=2.0, show_default=True, help="Harmless loss, points.")
+@click.option("--control", is_flag=True, help="Ask the items once more with grey noise for images.")
+@click.option("--iterations", type=_POSITIVE, default=10, show_default=True, help="Timed answers at least.")
+@click.option("--min-time", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds timed at least.")
+@click.option("--warmup", type=_NOT_NEGATIVE, default=2, show_default=True, help="Answers before timing.")
+@click.option("--cached", type=_NOT_NEGATIVE, default=7, show_default=True, help="Answers to one image, caches on.")
+@click.option("--max-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Tokens a timed answer.")
+@click.option("--image-size", default="1024x768", show_default=True, help="Width and height of the timed images.")
+@click.option("--threads", type=_NOT_NEGATIVE, default=0, help="CPU threads.  [default: all physical cores]")
+@click.option("--vision-engine", type=click.Choice(["auto", *VISION_ENGINES]), default="auto", show_default=True)
+@click.option("--decoder-engine", type=click.Choice(["auto", *DECODER_ENGINES]), default="auto", show_default=True)
+@click.option("--seed", type=_NOT_NEGATIVE, default=0, show_default=True, help="Of images, items and resampling.")
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="Seconds of silence allowed."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the summary.")
+def command(
+    bundles: tuple[Path, ...],
+    out: Path,
+    task: str | None,
+    items: int,
+    split: str,
+    baseline: str | None,
+    margin: float,
+    control: bool,
+    iterations: int,
+    min_time: float,
+    warmup: int,
+    cached: int,
+    max_tokens: int,
+    image_size: str,
+    threads: int,
+    vision_engine: str,
+    decoder_engine: str,
+    seed: int,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Measure speed, memory and accuracy of each BUNDLE and write report.html, report.md and report.json to OUT.
+
+    Each bundle runs in a process of its own; one that fails becomes a row of the report, and the rest goes on.
+    """
+    from edgevlm.bench.render_console import print_report
+    from edgevlm.bench.report import Settings
+    from edgevlm.bench.sweep import sweep
+    from edgevlm.bench.write import claim, write_report
+
+    width, height = _size(image_size)
+    settings = Settings(
+        command_line=["edgevlm", *sys.argv[1:]],
+        iterations=iterations,
+        min_time_s=min_time,
+        warmup=warmup,
+        cached=cached,
+        max_tokens=max_tokens,
+        image_width=width,
+        image_height=height,
+        seed=seed,
+        task=task,
+        items=items,
+        split=split,
+        control=control,
+        margin=margin / 100,
+        threads=threads,
+        vision_engine=vision_engine,
+        decoder_engine=decoder_engine,
+        silence_s=timeout,
+    )
+    opened = [open_bundle(path) for path in bundles]
+    claim(out)
+    with show_progress("bench") as progress:
+        report = sweep(opened, settings, out, baseline=baseline, progress=progress)
+    write_report(report, out)
+    if as_json:
+        click.echo(report.model_dump_json(indent=1))
+    else:
+        print_report(report, sys.stdout)
+        click.echo(f"Report: {out / 'report.html'}")
+    if report.interrupted:
+        raise KeyboardInterrupt
+    failed = [row.name for row in report.rows if row.status == "failed"]
+    if failed:
+        raise EdgeVLMError(
+            f"{len(failed)} of {len(report.rows)} could not be measured: {', '.join(failed)}",
+            str(out / "report.html"),
+            "the reasons stand in the report",
+        )
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`1024x768` as width and height.
+
+    Raises:
+        BadParameter: it is not of this form, or not between 1 and 8192.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= 8192 for part in parts):
+        raise click.BadParameter(f"{text!r} is not WIDTHxHEIGHT", param_hint="--image-size")
+    return int(parts[0]), int(parts[1])
