@@ -49,15 +49,16 @@ class _Config(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0)
-    head_dim: int | None = None
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e6
-    max_position_embeddings: int = Field(default=32768, gt=0)
+    # The upper bounds stop a config that would make the loader build for hours before a tensor is compared.
+    hidden_size: int = Field(gt=0, le=1 << 16)
+    intermediate_size: int = Field(gt=0, le=1 << 18)
+    num_hidden_layers: int = Field(gt=0, le=512)
+    num_attention_heads: int = Field(gt=0, le=1024)
+    num_key_value_heads: int = Field(gt=0, le=1024)
+    head_dim: int | None = Field(default=None, gt=0, le=1024)
+    rms_norm_eps: float = Field(default=1e-6, gt=0, lt=1)
+    rope_theta: float = Field(default=1e6, gt=1, allow_inf_nan=False)
+    max_position_embeddings: int = Field(default=32768, gt=0, le=1 << 24)
     hidden_act: str = "silu"
     use_sliding_window: bool = False
     eos_token_id: int | list[int] | None = None

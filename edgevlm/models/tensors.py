@@ -42,8 +42,17 @@ def check_names_and_shapes(
 
 
 def assign(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    """Make the tensors under `prefix` the parameters of a meta-device module, without copying them."""
+    """Make the tensors under `prefix` the parameters of a meta-device module, without copying them.
+
+    Raises:
+        CheckpointError: a tensor does not hold floating-point numbers.
+    """
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    for name, value in state.items():
+        if not value.is_floating_point():
+            raise CheckpointError(
+                f"tensor {name} holds {value.dtype}", prefix.rstrip("."), "give floating-point weights"
+            )
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False)
     module.eval()
