@@ -37,6 +37,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> None:
+        """No `str.format`: its width alone may ask for any amount of memory."""
+
 
 def compile_template(source: str) -> jinja2.Template:
     """Compile a chat template.

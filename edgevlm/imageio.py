@@ -24,8 +24,8 @@ ImageInput: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 #: Pillow's own threshold for a suspicious image, about 89 megapixels.
 MAX_PIXELS = 89_478_485
-#: The longest side of a JPEG; a longer strip would need more memory to resize than it has pixels.
-MAX_SIDE = 65_535
+#: A longer strip, padded to a square, would take minutes to resize.
+MAX_SIDE = 16_384
 BACKGROUND = (255, 255, 255)
 
 _HINT = f"give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image of at most {MAX_PIXELS // 1_000_000} megapixels"

@@ -127,10 +127,10 @@ class StopStrings:
         if not self._strings or self.found:
             return "" if self.found else piece
         text = self._held + piece
-        cut = min((position for stop in self._strings if (position := text.find(stop)) >= 0), default=-1)
-        self.found = cut >= 0
-        if not self.found:
-            cut = len(text) - max(_overlap(text, stop) for stop in self._strings)
+        ends = [(position + len(stop), position) for stop in self._strings if (position := text.find(stop)) >= 0]
+        self.found = bool(ends)
+        # The first to be complete counts, so that the result does not depend on how the text was cut into pieces.
+        cut = min(ends)[1] if ends else len(text) - max(_overlap(text, stop) for stop in self._strings)
         self._held = text[cut:]
         return text[:cut]
 

@@ -1,0 +1,97 @@
+"""Engines without a runtime: their output depends on all that is in the cache, so a wrong cache shows in the answer."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from edgevlm.models.fastvlm import CHAT_TEMPLATE
+from edgevlm.runtimes.base import EngineStats, Float32, Segment
+from edgevlm.session import Session
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+from edgevlm.tokenizer import Tokenizer
+from edgevlm.zoo.tokenizer import build_tokenizer
+
+HIDDEN, TOKENS, VOCAB, STOP = 8, 4, 1024, 1022
+SPEC = ModelSpec(
+    family="fastvlm",
+    name="fake",
+    vision=VisionSpec(FastViTHDSpec(), 64, TOKENS, 8),
+    decoder=DecoderSpec("qwen2", VOCAB, HIDDEN, 8, 1, 1, 1, 8, 8, 1e4, 1e-6, 512),
+    preprocess=PreprocessSpec(64),
+    prompt=PromptSpec(CHAT_TEMPLATE, stop_token_ids=(STOP,), default_system="You are a helpful assistant."),
+)
+
+
+class FakeVision:
+    """Embeddings that depend on the pixels; counts the images."""
+
+    def __init__(self) -> None:
+        self.encoded = 0
+        self.closed = False
+
+    def encode(self, pixels: Float32) -> Float32:
+        self.encoded += len(pixels)
+        rows = np.arange(TOKENS, dtype=np.float32)[:, None] + pixels[0].mean()
+        return np.broadcast_to(rows, (TOKENS, HIDDEN)).astype(np.float32)[None]
+
+    def stats(self) -> EngineStats:
+        return EngineStats("fake vision")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeDecoder:
+    """The next token is a letter chosen by a checksum of the cache, or the next of `script`."""
+
+    def __init__(self, script: list[int] | None = None, context_length: int = 512) -> None:
+        self.vocab_size, self.context_length = VOCAB, context_length
+        self.position = 0
+        self.cache: list[bytes] = []
+        self.prefilled: list[int] = []
+        self.script = script
+        self.fail = False
+        self.closed = False
+
+    def prefill(self, segments: list[Segment]) -> Float32:
+        rows = [row.tobytes() for segment in segments for row in np.asarray(segment)]
+        self.prefilled.append(len(rows))
+        if self.fail:
+            self.cache += rows[: len(rows) // 2]
+            raise RuntimeError("engine broke")
+        self.cache += rows
+        assert len(self.cache) <= self.context_length
+        return self._logits()
+
+    def decode(self, token: int) -> Float32:
+        self.cache.append(np.int32(token).tobytes())
+        assert len(self.cache) <= self.context_length
+        return self._logits()
+
+    def _logits(self) -> Float32:
+        self.position = len(self.cache)
+        logits = np.zeros(self.vocab_size, np.float32)
+        token = self.script.pop(0) if self.script else 65 + zlib.crc32(b"".join(self.cache)) % 20
+        logits[token] = 1
+        return logits
+
+    def reset(self, keep: int = 0) -> None:
+        assert 0 <= keep <= len(self.cache)
+        del self.cache[keep:]
+        self.position = keep
+
+    def stats(self) -> EngineStats:
+        return EngineStats("fake decoder")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def fake_session(folder: Path, decoder: FakeDecoder | None = None) -> tuple[Session, FakeVision, FakeDecoder]:
+    """A session over fake engines with the zoo's tokenizer, which is written to `folder`."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        build_tokenizer().save(str(path))
+    vision, decoder = FakeVision(), decoder or FakeDecoder()
+    return Session(SPEC, Tokenizer(path), vision, decoder), vision, decoder

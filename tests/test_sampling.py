@@ -1,0 +1,122 @@
+"""Sampling has the distributions of transformers' warpers; stop strings never leak."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from edgevlm.errors import EngineError, InputError
+from edgevlm.sampling import Sampler, SamplingOptions, StopStrings, distribution
+
+CASES = [
+    SamplingOptions(1.0),
+    SamplingOptions(0.2),
+    SamplingOptions(1.7, top_k=5),
+    SamplingOptions(1.0, top_k=1),
+    SamplingOptions(0.7, top_k=10_000),
+    SamplingOptions(1.0, top_p=0.9),
+    SamplingOptions(1.0, top_p=0.01),
+    SamplingOptions(0.6, top_k=20, top_p=0.8),
+    SamplingOptions(3.0, top_p=0.999),
+]
+
+
+def expected(logits: NDArray[np.float32], options: SamplingOptions) -> NDArray[np.float32]:
+    scores = torch.from_numpy(logits)[None]
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    scores = TemperatureLogitsWarper(options.temperature)(ids, scores)
+    if options.top_k:
+        scores = TopKLogitsWarper(options.top_k)(ids, scores)
+    if options.top_p < 1:
+        scores = TopPLogitsWarper(options.top_p)(ids, scores)
+    probabilities: NDArray[np.float32] = scores.softmax(-1)[0].numpy()
+    return probabilities
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+@pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
+def test_distribution_equals_transformers(options: SamplingOptions, scale: float) -> None:
+    logits = (np.random.default_rng(3).normal(size=2000) * scale).astype(np.float32)
+    ids, probabilities = distribution(logits, options)
+    actual = np.zeros(2000)
+    actual[ids] = probabilities
+    reference = expected(logits, options)
+    np.testing.assert_array_equal(actual > 0, reference > 0)
+    np.testing.assert_allclose(actual, reference, atol=1e-6)
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
+    sampler = Sampler(SamplingOptions(1.0, seed=1))
+    counts = np.bincount([sampler(logits) for _ in range(2000)], minlength=3) / 2000
+    np.testing.assert_allclose(counts, [0.5, 0.3, 0.2], atol=0.04)
+
+
+def test_a_seed_repeats_and_another_differs() -> None:
+    logits = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    draws = [[Sampler(SamplingOptions(1.0, seed=seed))(logits) for _ in range(1)] for seed in (5, 5)]
+    assert draws[0] == draws[1]
+    sequences = []
+    for seed in (5, 6):
+        sampler = Sampler(SamplingOptions(1.0, seed=seed))
+        sequences.append([sampler(logits) for _ in range(20)])
+    assert sequences[0] != sequences[1]
+
+
+def test_zero_temperature_is_greedy() -> None:
+    logits = np.array([0.1, 3.0, 2.9], np.float32)
+    assert Sampler(SamplingOptions(0.0, top_k=2, top_p=0.5))(logits) == 1
+
+
+def test_sampling_leaves_the_logits_alone() -> None:
+    logits = np.random.default_rng(0).normal(size=100).astype(np.float32)
+    before = logits.copy()
+    Sampler(SamplingOptions(0.5, top_k=5, top_p=0.5, seed=0))(logits)
+    np.testing.assert_array_equal(logits, before)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_an_engine_failure(value: float) -> None:
+    with pytest.raises(EngineError, match="finite"):
+        Sampler(SamplingOptions())(np.array([0.0, value, 1.0], np.float32))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"seed": -1}],
+)
+def test_options_out_of_range_are_refused(arguments: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="out of range"):
+        SamplingOptions(**arguments)  # type: ignore[arg-type]
+
+
+STOPPED = [
+    (("###",), "abc###def", "abc", True),
+    (("###",), "abc##def", "abc##def", False),
+    (("aab",), "aaaab", "aa", True),
+    (("b", "abc"), "xabc", "xa", True),
+    (("end", "nd."), "an end.", "an ", True),
+    ((), "anything", "anything", False),
+    (("\n\n",), "one\ntwo\n", "one\ntwo\n", False),
+]
+
+
+@pytest.mark.parametrize(("strings", "text", "shown", "found"), STOPPED)
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_stop_strings_in_pieces_of_any_size(
+    strings: tuple[str, ...], text: str, shown: str, found: bool, size: int
+) -> None:
+    stops = StopStrings(strings)
+    seen = ""
+    for start in range(0, len(text), size):
+        seen += stops.add(text[start : start + size])
+        assert shown.startswith(seen), "what was shown cannot be taken back"
+    assert seen + stops.finish() == shown
+    assert stops.found == found
+
+
+def test_text_is_held_back_only_while_a_stop_string_may_come() -> None:
+    stops = StopStrings(("###",))
+    assert stops.add("a#") == "a"
+    assert stops.add("b") == "#b"
