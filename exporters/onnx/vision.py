@@ -44,8 +44,11 @@ def export_vision(vision: VisionModel, resolution: int, precision: Precision, pa
         ValueError: a weight is not finite or does not fit the precision.
         OSError: a file cannot be written.
     """
-    model = _trace(vision, resolution)
-    _strip(model)
+    return write_vision(trace_vision(vision, resolution), precision, path, data)
+
+
+def write_vision(model: ir.Model, precision: Precision, path: Path, data: ExternalData) -> int:
+    """The second half of `export_vision`: from a traced model, which is altered, to files."""
     weight_bytes = 0
     for value in sorted(model.graph.initializers.values(), key=lambda value: value.name or ""):
         assert value.const_value is not None and value.name is not None
@@ -59,7 +62,8 @@ def export_vision(vision: VisionModel, resolution: int, precision: Precision, pa
     return weight_bytes
 
 
-def _trace(vision: VisionModel, resolution: int) -> ir.Model:
+def trace_vision(vision: VisionModel, resolution: int) -> ir.Model:
+    """The first half of `export_vision`: the graph in float32, everything in memory."""
     module = copy.deepcopy(vision).float().eval()
     pixels = torch.zeros(1, 3, resolution, resolution)
     with _quiet(), torch.no_grad():
@@ -75,6 +79,7 @@ def _trace(vision: VisionModel, resolution: int) -> ir.Model:
             verbose=False,
         )
     assert program is not None
+    _strip(program.model)
     return program.model
 
 
@@ -127,7 +132,7 @@ def _store(model: ir.Model, value: ir.Value, array: NDArray[Any], precision: Pre
         return array.nbytes
     # Matrices of traced products are [K, N], kernels [N, C, h, w]; scales belong to outputs.
     axis = 1 if array.ndim == 2 else 0
-    rows = torch.from_numpy(array.T if axis else array.reshape(array.shape[0], -1))
+    rows = torch.from_numpy(np.array(array.T if axis else array.reshape(array.shape[0], -1)))
     stored = store(rows, scheme)
     if isinstance(stored, QuantizedTensor):
         codes, scales = stored.codes.T if axis else stored.codes.reshape(array.shape), stored.scales[:, 0]
