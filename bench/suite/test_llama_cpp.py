@@ -1,0 +1,159 @@
+"""Our llama.cpp engine against the plain C loop on the same full-size GGUF, threads and build, in one run."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgevlm.bench.suite.llama_loop import PlainLoop, Round, compile_loop
+from edgevlm.doctor import cpu_features
+from edgevlm.exporters import gguf
+from edgevlm.models import load
+from edgevlm.runtimes.base import EngineOptions, Segment
+from edgevlm.runtimes.checks import thread_count
+from edgevlm.runtimes.llama_cpp import LlamaCppDecoder
+from edgevlm.spec import DecoderSpec
+from edgevlm.zoo.synth import synth
+
+CONTEXT = 4096
+TEXT_BEFORE, IMAGE, TEXT_AFTER = 14, 256, 16
+PROMPT = TEXT_BEFORE + IMAGE + TEXT_AFTER
+STEPS = 32
+ROUNDS = 7
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DecoderSpec]:
+    """The decoder of the full-size synthetic fastvlm-0.5b at q4_0."""
+    folder = tmp_path_factory.mktemp("fastvlm-0.5b")
+    synth("fastvlm-0.5b", folder / "checkpoint")
+    model = load(folder / "checkpoint")
+    (artifact,) = gguf.export(model, folder, gguf_type="q4_0", progress=lambda *_: None)
+    return folder / artifact.path, model.spec.decoder
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_loop(tmp_path_factory.mktemp("loop"))
+
+
+@pytest.fixture(scope="module")
+def loop(program: Path, exported: tuple[Path, DecoderSpec]) -> Iterator[PlainLoop]:
+    plain = PlainLoop(program, exported[0], thread_count(0), CONTEXT)
+    plain.round(PROMPT, STEPS)
+    yield plain
+    plain.close()
+
+
+@pytest.fixture(scope="module")
+def engine(exported: tuple[Path, DecoderSpec]) -> Iterator[LlamaCppDecoder]:
+    path, spec = exported
+    decoder = LlamaCppDecoder(path, spec, EngineOptions(threads=thread_count(0), context_length=CONTEXT))
+    decoder.prefill([np.arange(PROMPT, dtype=np.int32)])
+    yield decoder
+    decoder.close()
+
+
+def tell(capsys: pytest.CaptureFixture[str], benchmark: Any, what: str, value: float, bound: str, met: bool) -> None:
+    """Print the row and keep it in the benchmark's JSON."""
+    benchmark.extra_info[what] = round(value, 4)
+    with capsys.disabled():
+        print(f"\n  {what}: {value:.3f} ({bound}: {'met' if met else 'NOT MET'})")
+
+
+def tell_ratio(
+    capsys: pytest.CaptureFixture[str],
+    benchmark: Any,
+    what: str,
+    reference: list[float],
+    ours: list[float],
+    least: float,
+) -> None:
+    """The speed of ours over the reference, from medians of milliseconds."""
+    ratio = statistics.median(reference) / statistics.median(ours)
+    tell(capsys, benchmark, what, ratio, f"at least {least}", ratio >= least)
+
+
+def prompts() -> dict[str, list[Segment]]:
+    image = np.random.default_rng(0).standard_normal((IMAGE, 896)).astype(np.float32)
+    before, after = np.arange(TEXT_BEFORE, dtype=np.int32), np.arange(TEXT_AFTER, dtype=np.int32)
+    return {"text": [np.arange(PROMPT, dtype=np.int32)], "image": [before, image, after]}
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_prefill(
+    benchmark: Any, capsys: pytest.CaptureFixture[str], loop: PlainLoop, engine: LlamaCppDecoder, kind: str
+) -> None:
+    plain: list[float] = []
+
+    def before_each() -> None:
+        plain.append(loop.round(PROMPT, 0).prefill_ms)
+        engine.reset()
+
+    benchmark.pedantic(engine.prefill, (prompts()[kind],), setup=before_each, rounds=ROUNDS)
+    ours = [1e3 * seconds for seconds in benchmark.stats.stats.data]
+    tell_ratio(capsys, benchmark, f"prefill of {PROMPT} ({kind}), engine over C loop", plain, ours, 0.97)
+
+
+def test_decode(benchmark: Any, capsys: pytest.CaptureFixture[str], loop: PlainLoop, engine: LlamaCppDecoder) -> None:
+    plain: list[float] = []
+    ours: list[float] = []
+
+    def before_each() -> None:
+        plain.extend(loop.round(PROMPT, STEPS).decode_ms)
+        engine.reset()
+        engine.prefill(prompts()["text"])
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            engine.decode(5)
+            ours.append(1e3 * (time.perf_counter() - start))
+
+    benchmark.pedantic(steps, setup=before_each, rounds=ROUNDS)
+    tell_ratio(capsys, benchmark, "decode, engine over C loop", plain, ours, 0.97)
+
+
+def test_python_per_token(benchmark: Any, capsys: pytest.CaptureFixture[str], program: Path, tmp_path: Path) -> None:
+    """On a model so small that the engine's own step is a fraction of a millisecond, ours shows."""
+    synth("fastvlm-0.5b", tmp_path / "checkpoint", tiny=True)
+    model = load(tmp_path / "checkpoint")
+    (artifact,) = gguf.export(model, tmp_path, gguf_type="q4_0", progress=lambda *_: None)
+    plain = PlainLoop(program, tmp_path / artifact.path, 1, 512)
+    decoder = LlamaCppDecoder(tmp_path / artifact.path, model.spec.decoder, EngineOptions(1, 512))
+    reference = [ms for _ in range(5) for ms in plain.round(8, 200).decode_ms]
+    decoder.prefill([np.arange(8, dtype=np.int32)])
+    benchmark.pedantic(decoder.decode, (5,), rounds=400)
+    added = 1e3 * statistics.median(benchmark.stats.stats.data) - statistics.median(reference)
+    tell(capsys, benchmark, "milliseconds of Python per token", added, "at most 0.3", added <= 0.3)
+    decoder.close()
+    plain.close()
+
+
+def test_amx(
+    benchmark: Any,
+    capsys: pytest.CaptureFixture[str],
+    program: Path,
+    exported: tuple[Path, DecoderSpec],
+    loop: PlainLoop,
+) -> None:
+    if "amx_int8" not in cpu_features():
+        pytest.skip("n/a: no AMX")
+    without = PlainLoop(program, exported[0], thread_count(0), CONTEXT, amx=False)
+    slow: list[Round] = []
+    fast: list[Round] = []
+    benchmark.pedantic(
+        lambda: fast.append(loop.round(PROMPT, STEPS)),
+        setup=lambda: slow.append(without.round(PROMPT, STEPS)),
+        rounds=ROUNDS,
+    )
+    without.close()
+    for what, least, values in (
+        ("prefill", 2.0, lambda rounds: [each.prefill_ms for each in rounds]),
+        ("decode", 1.4, lambda rounds: [ms for each in rounds for ms in each.decode_ms]),
+    ):
+        tell_ratio(capsys, benchmark, f"{what}, AMX over the same build without", values(slow), values(fast), least)
