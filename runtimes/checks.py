@@ -16,7 +16,13 @@ HINT = "export the bundle again, or try another engine"
 
 
 def thread_count(requested: int) -> int:
-    """`requested`, or, where that is 0, the physical cores that this process may use (at least 1)."""
+    """`requested`, or, where that is 0, the physical cores that this process may use (at least 1).
+
+    Raises:
+        InputError: fewer than none were asked for.
+    """
+    if requested < 0:
+        raise InputError(f"an engine cannot use {requested} threads", "threads", "give 0 for all cores, or a number")
     if requested > 0:
         return requested
     import psutil
@@ -34,7 +40,9 @@ def context_length(options: EngineOptions, maximum: int) -> int:
     """
     wanted = options.context_length or min(maximum, DEFAULT_CONTEXT)
     if not 0 < wanted <= maximum:
-        raise InputError(f"the model cannot have a context of {wanted} positions", "", f"give 1 to {maximum}")
+        raise InputError(
+            f"the model cannot have a context of {wanted} positions", "context_length", f"give 1 to {maximum}"
+        )
     return wanted
 
 
