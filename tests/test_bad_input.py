@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import onnx_bundle, tiny_model
+from tiny import tiny_bundle, tiny_model
 
 from edgevlm.bundle import MANIFEST
 from edgevlm.cli import main
@@ -45,7 +45,7 @@ def checkpoint(good_checkpoint: Path, tmp_path: Path) -> Path:
 def good_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny bundle in fp32."""
     folder = tmp_path_factory.mktemp("bundle")
-    return onnx_bundle(tiny_model(folder), folder / "tiny").path
+    return tiny_bundle(tiny_model(), folder / "tiny").path
 
 
 @pytest.fixture
@@ -312,9 +312,9 @@ class TestBundle:
     """What `inspect` refuses, `run` refuses as well."""
 
     def test_truncated_artefact(self, refused: Refused, bundle: Path, verb: tuple[str, ...]) -> None:
-        file = bundle / "onnx" / "decoder_model_merged.onnx"
+        file = bundle / "vision.onnx"
         file.write_bytes(file.read_bytes()[:-1])
-        assert "decoder_model_merged.onnx" in "\n".join(refused(*verb, bundle))
+        assert "vision.onnx" in "\n".join(refused(*verb, bundle))
 
     def test_tampered_artefact(self, refused: Refused, bundle: Path, verb: tuple[str, ...]) -> None:
         file = bundle / "tokenizer.json"
