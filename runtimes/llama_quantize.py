@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgevlm.child import Json, Send, run_child
-from edgevlm.errors import EngineError
+from edgevlm.errors import EngineError, InputError
 
-_SILENCE_LIMIT_S = 300.0
+_SILENCE_LIMIT_S = 1800.0
+_DISK_FULL = 16 << 20
 _PROGRESS = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 
 
@@ -38,23 +40,27 @@ def quantize_gguf(
 
     Raises:
         EngineError: llama.cpp refused, crashed or hung.
+        InputError: the disk is full.
     """
 
     def on_message(message: Json) -> None:
         progress(message[0], message[1])
 
-    run_child(
-        "edgevlm.runtimes.llama_quantize:quantize_in_child",
-        {
-            "source": str(source),
-            "target": str(target),
-            "ftype": choice.ftype,
-            "embedding_type": choice.embedding_type,
-            "threads": threads,
-        },
-        timeout=_SILENCE_LIMIT_S,
-        on_message=on_message,
-    )
+    arguments = {
+        "source": str(source),
+        "target": str(target),
+        "ftype": choice.ftype,
+        "embedding_type": choice.embedding_type,
+        "threads": threads,
+    }
+    function = "edgevlm.runtimes.llama_quantize:quantize_in_child"
+    try:
+        run_child(function, arguments, timeout=_SILENCE_LIMIT_S, on_message=on_message)
+    except EngineError as error:
+        # llama.cpp only says that its stream failed.
+        if shutil.disk_usage(target.parent).free < _DISK_FULL:
+            raise InputError("the disk is full", str(target), "free some space") from error
+        raise
 
 
 def quantize_in_child(

@@ -7,7 +7,6 @@ llama.cpp itself, so that every bit is what llama.cpp's own tools would write. T
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from edgevlm.exporters.gguf.layout import add_hyperparameters, reorder_rotary, s
 from edgevlm.exporters.gguf.summary import summarize
 from edgevlm.exporters.gguf.tokenizer import add_tokenizer
 from edgevlm.models.vlm import VlmModel
+from edgevlm.runtimes.checks import thread_count
 from edgevlm.runtimes.llama_quantize import QuantizeChoice, quantize_gguf
 
 _CHUNK_ELEMENTS = 1 << 22
@@ -62,6 +62,7 @@ def export(model: VlmModel, out: Path, *, gguf_type: str, progress: Progress) ->
         UnsupportedError: llama.cpp's graph does not compute this decoder, or does not know its tokenizer.
         CheckpointError: a weight is not finite or does not fit float16, or the tokenizer does not fit the weights.
         EngineError: llama.cpp could not quantize.
+        InputError: the disk is full.
     """
     reason = supports(model.spec, gguf_type)
     if reason is not None:
@@ -78,7 +79,7 @@ def export(model: VlmModel, out: Path, *, gguf_type: str, progress: Progress) ->
                 base,
                 target,
                 choice,
-                threads=os.cpu_count() or 1,
+                threads=thread_count(0),
                 progress=lambda done, total: progress(
                     _WRITE_SHARE + (1 - _WRITE_SHARE) * done / total, 1, f"quantizing to {gguf_type}"
                 ),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from gguf_models import LLAMA, PHI2, QWEN2, make_model
 
-from edgevlm.errors import CheckpointError, EdgeVLMError, EngineError, UnsupportedError
+from edgevlm.errors import CheckpointError, EdgeVLMError, EngineError, InputError, UnsupportedError
 from edgevlm.exporters.gguf.exporter import export
 from edgevlm.exporters.gguf.layout import supports
 from edgevlm.runtimes.llama_quantize import QuantizeChoice, quantize_gguf
@@ -176,3 +176,16 @@ def test_quantizing_garbage_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(EdgeVLMError) as caught:
         quantize_gguf(garbage, tmp_path / "out.gguf", QuantizeChoice(2, 2), threads=1, progress=lambda *_: None)
     assert isinstance(caught.value, EngineError)
+
+
+def test_full_disk_is_said_when_quantizing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "garbage.gguf").write_bytes(b"GGUF" + bytes(100))
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: type("Usage", (), {"free": 0}))
+    with pytest.raises(InputError, match="disk is full"):
+        quantize_gguf(
+            tmp_path / "garbage.gguf",
+            tmp_path / "out.gguf",
+            QuantizeChoice(2, 2),
+            threads=1,
+            progress=lambda *_: None,
+        )
