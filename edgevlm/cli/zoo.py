@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from edgevlm.errors import InputError
 from edgevlm.progress import show_progress
 from edgevlm.tables import print_table
 
@@ -56,6 +57,38 @@ def synth(name: str, out: Path, tiny: bool, resolution: int | None, seed: int, f
 
 
 @command.command()
+@click.argument("name", type=click.Choice(["nano-fastvlm"]))
+@_OUT
+@click.option("--images", type=click.IntRange(min=1), help="Images to train on.  [default: as the shipped model]")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all physical cores]")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for the training's state.  [default: a cache]")
+@_SEED
+@_FORCE
+def train(
+    name: str,
+    out: Path,
+    images: int | None,
+    resume: bool,
+    threads: int | None,
+    work: Path | None,
+    seed: int,
+    force: bool,
+) -> None:
+    """Train reference model NAME from nothing, on generated images.
+
+    It takes hours on a CPU. Ctrl-C keeps the state; --resume goes on from there.
+    """
+    if not force and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("the output already exists", str(out), "use --force to replace it, or choose another place")
+    from edgevlm.zoo.train import train_nano
+
+    with show_progress(f"zoo train {name}") as report:
+        train_nano(out, seed=seed, resume=resume, images=images, threads=threads, workdir=work, report=report)
+    click.echo(out)
+
+
+@command.command()
 @_OUT
 @click.option("-n", "count", default=24, show_default=True, type=click.IntRange(min=1), help="Questions to write.")
 @click.option("--split", default="test", show_default=True, type=click.Choice(["train", "calibration", "test"]))
@@ -70,7 +103,6 @@ def scenes(out: Path, count: int, split: str, kind: str | None, seed: int, force
     from PIL import Image
 
     from edgevlm.atomic import atomic_folder
-    from edgevlm.errors import InputError
     from edgevlm.zoo.scenes import TYPES
     from edgevlm.zoo.scenes import scenes as generate
 
