@@ -13,7 +13,7 @@ PYTHON3 ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 EDGEVLM := $(VENV)/bin/edgevlm
-PIP := $(PYTHON) -m pip --disable-pip-version-check install --progress-bar off -c constraints.txt
+PIP := $(PYTHON) -m pip --disable-pip-version-check install --no-compile --progress-bar off -c constraints.txt
 STEP := tools/step
 STAMP := $(VENV)/.installed
 ORACLE := $(VENV)/oracle/.installed
@@ -46,6 +46,13 @@ lint: $(STAMP)
 
 test: lint $(ORACLE)
 	@$(PYTHON) -m pytest
+
+demo: $(STAMP)
+	@$(STEP) "export to ONNX int4, and verify" $(EDGEVLM) export zoo:nano-fastvlm --format onnx --precision int4 -o out/onnx-int4 --force
+	@$(STEP) "export to GGUF Q4_0, and verify" $(EDGEVLM) export zoo:nano-fastvlm --format gguf --gguf-type q4_0 -o out/gguf-q4_0 --force
+	@$(EDGEVLM) bench out/onnx-int4 out/gguf-q4_0 --tasks scenes -n 300 -o out
+	@$(PYTHON) tools/ask_number.py out/number.png out/onnx-int4 out/gguf-q4_0
+	@echo "Open out/report.html"
 
 bench: $(STAMP)
 	@mkdir -p out
