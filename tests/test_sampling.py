@@ -42,7 +42,8 @@ def test_distribution_equals_transformers(options: SamplingOptions, scale: float
     actual = np.zeros(2000)
     actual[ids] = probabilities
     reference = expected(logits, options)
-    np.testing.assert_array_equal(actual > 0, reference > 0)
+    if 0 < options.top_k < 2000 or options.top_p < 1:
+        np.testing.assert_array_equal(actual > 0, reference > 1e-9)
     np.testing.assert_allclose(actual, reference, atol=1e-6)
 
 
