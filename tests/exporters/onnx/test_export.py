@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx_models import session
-from tiny import tiny_model
+from tiny import DECODER, tiny_model
 
 from edgevlm.bundle import sha256_file
 from edgevlm.errors import CheckpointError
@@ -20,11 +20,20 @@ from edgevlm.exporters.base import Artifact
 from edgevlm.exporters.onnx import export, supports
 from edgevlm.models.vlm import VlmModel
 from edgevlm.quant.schemes import Precision
+from edgevlm.zoo.tokenizer import build_tokenizer, save_tokenizer
+
+
+def small_model(tokenizer: Path) -> VlmModel:
+    """With a tied head, and a tokenizer written to the folder `tokenizer`."""
+    save_tokenizer(build_tokenizer(1024), tokenizer, 256)
+    model = tiny_model(replace(DECODER, tied_embeddings=True))
+    spec = replace(model.spec, prompt=replace(model.spec.prompt, image_token_id=1023))
+    return replace(model, spec=spec, tokenizer_files={path.name: path for path in tokenizer.iterdir()})
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> VlmModel:
-    return tiny_model(tmp_path_factory.mktemp("tokenizer"))
+    return small_model(tmp_path_factory.mktemp("tokenizer"))
 
 
 def exported(model: VlmModel, out: Path, precision: Precision, vision_precision: Precision) -> list[Artifact]:
@@ -157,12 +166,13 @@ def test_same_model_gives_the_same_bytes(int4: tuple[Path, list[Artifact]], tmp_
     """In another process, with another hash seed."""
     out, artifacts = int4
     code = (
-        "import sys; from pathlib import Path; from tiny import tiny_model; from edgevlm.exporters.onnx import export;"
-        "base = Path(sys.argv[1]); (base / 'tokenizer').mkdir(); (base / 'out').mkdir();"
-        "export(tiny_model(base / 'tokenizer'), base / 'out', precision='int4', vision_precision='fp16',"
-        " progress=lambda *_: None)"
+        "import sys; from pathlib import Path; from test_export import exported, small_model;"
+        "base = Path(sys.argv[1]); (base / 'tokenizer').mkdir();"
+        "exported(small_model(base / 'tokenizer'), base / 'out', 'int4', 'fp16')"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "1234"}
+    here = Path(__file__).parent
+    paths = os.pathsep.join((str(here), str(here.parents[1])))
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "1234"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True, capture_output=True)
     for artifact in artifacts:
         assert sha256_file(tmp_path / "out" / artifact.path) == sha256_file(out / artifact.path), artifact.path
