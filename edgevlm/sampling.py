@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from edgevlm.errors import EngineError, InputError
 
 _GROUP_SIZE = 128
+_BLOCK = 1024
+#: One in so many tokens counts as most of them.
+_MANY = 8
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,12 @@ class SamplingOptions:
 
 
 class Sampler:
-    """Chooses tokens; holds the random generator."""
+    """Chooses tokens; holds the random generator and a buffer of the vocabulary's size."""
 
     def __init__(self, options: SamplingOptions) -> None:
         self._options = options
         self._random = np.random.default_rng(options.seed)
+        self._scratch = np.empty(0, np.float32)
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
         """The next token of logits `[V]`, which stay unchanged.
@@ -65,36 +69,57 @@ class Sampler:
             raise EngineError("the decoder returned logits that are not finite", "logits", "try another decoder engine")
         if self._options.temperature == 0:
             return best
-        ids, probabilities = distribution(logits, self._options)
-        index = int(np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right"))
-        return int(ids[min(index, len(ids) - 1)])
+        if len(self._scratch) != len(logits):
+            self._scratch = np.empty_like(logits)
+        ids, weights = likely_tokens(logits, self._options, self._scratch)
+        position = _draw(weights, self._random.random())
+        return position if ids is None else int(ids[position])
 
 
-def distribution(
-    logits: NDArray[np.float32], options: SamplingOptions
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tokens that may be drawn from logits `[V]`, ascending, and their probabilities, which sum to 1.
+def likely_tokens(
+    logits: NDArray[np.float32], options: SamplingOptions, scratch: NDArray[np.float32]
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
+    """The tokens that may be drawn from logits `[V]`, ascending, and weights in proportion to their probabilities.
 
     Temperature must be positive. Equal logits at the edge of the top k are all kept; of equal ones at the edge of the
-    nucleus the higher ids are. Tokens that all together are less probable than a float32 can tell are left out before
-    any of the arithmetic: a vocabulary has 150,000 tokens, of which a few hundred matter.
+    nucleus the higher ids are. Tokens that all together are less probable than float32 can tell are left out early: of
+    a vocabulary of 150,000 a few hundred matter as a rule. Where most do, ids are None (all), and the weights lie in
+    `scratch` `[V]`, since fresh arrays of that size cost more than the arithmetic.
     """
     highest = logits.max()
     negligible = np.log(len(logits)) - np.log(np.finfo(np.float32).eps)
     floor = highest - np.float32(options.temperature * negligible)
     if 0 < options.top_k < len(logits):
         floor = max(floor, _bound_of_top_k(logits, options.top_k))
-    ids: NDArray[np.int64] = np.flatnonzero(logits >= floor)
-    scaled = (logits[ids] - highest) / np.float32(options.temperature)
-    if 0 < options.top_k < len(ids):
-        kept = np.flatnonzero(scaled >= np.partition(scaled, -options.top_k)[-options.top_k])
-        ids, scaled = ids[kept], scaled[kept]
-    weights = np.exp(scaled)
+    above = logits >= floor
+    ids: NDArray[np.int64] | None = None
+    if np.count_nonzero(above) * _MANY > len(logits):
+        weights = scratch
+        np.subtract(logits, highest, out=weights)
+    else:
+        ids = np.flatnonzero(above)
+        weights = logits[ids] - highest
+    if 0 < options.top_k < len(weights):
+        kept = np.flatnonzero(weights >= np.partition(weights, -options.top_k)[-options.top_k])
+        ids, weights = (kept if ids is None else ids[kept]), weights[kept]
+    weights /= np.float32(options.temperature)
+    np.exp(weights, out=weights)
     if options.top_p < 1:
         kept = _nucleus(weights, options.top_p)
-        ids, weights = ids[kept], weights[kept]
-    probabilities = weights.astype(np.float64)
-    return ids, probabilities / probabilities.sum()
+        ids, weights = (kept if ids is None else ids[kept]), weights[kept]
+    return ids, weights
+
+
+def _draw(weights: NDArray[np.float32], uniform: float) -> int:
+    """The position where the weights' running sum passes `uniform` of the whole, found by blocks."""
+    starts = np.arange(0, len(weights), _BLOCK)
+    sums = np.add.reduceat(weights, starts).astype(np.float64)
+    ends = np.cumsum(sums)
+    target = uniform * ends[-1]
+    block = min(int(np.searchsorted(ends, target, side="right")), len(ends) - 1)
+    start = int(starts[block])
+    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64) + (ends[block] - sums[block])
+    return start + min(int(np.searchsorted(inside, target, side="right")), len(inside) - 1)
 
 
 def _bound_of_top_k(logits: NDArray[np.float32], k: int) -> np.float32:
