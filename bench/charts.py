@@ -23,6 +23,7 @@ STAGES = (
 )
 _FONT = 13.0
 _SMALL = 11.5
+_LINE = 15
 _DOT_LIMIT = 400
 
 
@@ -31,7 +32,7 @@ def ttft_bars(report: Report, width: float) -> str:
     rows = [row for row in report.rows if row.latency is not None or (row.kind == "bundle" and row.status == "failed")]
     timed = [row for row in rows if row.latency is not None]
     narrow = width < 500
-    label = 0.0 if narrow else min(220.0, 16 + max(text_width(row.name, _FONT) for row in rows))
+    label = 6.0 if narrow else min(220.0, 16 + max(text_width(row.name, _FONT) for row in rows))
     pitch = 72.0 if narrow else 52.0
     top, bottom, right = 30.0, 42.0, 84.0
     canvas = Canvas(width, top + pitch * len(rows) + bottom, "Mean time to first token by stage, in milliseconds")
@@ -47,7 +48,7 @@ def ttft_bars(report: Report, width: float) -> str:
     for index, row in enumerate(rows):
         y = top + pitch * index + (24 if narrow else 8)
         if narrow:
-            canvas.text(0, y - 6, shortened(row.name, _FONT, width), "label")
+            canvas.text(label, y - 6, shortened(row.name, _FONT, width), "label")
         else:
             canvas.text(label - 10, y + 16, shortened(row.name, _FONT, label - 14), "label", "end")
         if row.latency is None:
@@ -59,7 +60,7 @@ def ttft_bars(report: Report, width: float) -> str:
         mean = row.latency.ttft_steady_ms.mean
         canvas.text(label + mean * scale + 7, y + 16, show.milliseconds(mean), "value")
         for sample in row.latency.steady[:_DOT_LIMIT]:
-            canvas.circle(label + sample.ttft_ms * scale, y + 30, 2, "dot", data=sample.ttft_ms)
+            canvas.circle(label + sample.ttft_ms * scale, y + 30, 1.7, "dot", data=sample.ttft_ms)
     return canvas.markup()
 
 
@@ -127,13 +128,13 @@ def accuracy_scatter(report: Report, width: float) -> str:
         if row.latency is None:
             canvas.line(left, y_of(share.value), width - right, y_of(share.value), "baseline")
             text = shortened(f"{row.name} {show.percent(share.value)}", _SMALL, width - left - right)
-            canvas.text(left + 4, y_of(share.value) - 5, text, "axis")
+            canvas.text(left + 4, y_of(share.value) - 5, text, "axis halo")
             continue
         x = x_of(row.latency.ttft_steady_ms.median)
         points.append(_Point(row, x, y_of(share.value), y_of(share.low), y_of(share.high)))
     for point in points:
         _whisker(canvas, point)
-    _label_points(canvas, points, width - right, height - bottom)
+    _label_points(canvas, points, left, width, height - bottom)
     return canvas.markup()
 
 
@@ -148,22 +149,29 @@ def _whisker(canvas: Canvas, point: _Point) -> None:
     canvas.circle(point.x, point.y, 5, "point", tip=tip, data=share.value)
 
 
-def _label_points(canvas: Canvas, points: list[_Point], edge: float, lowest: float) -> None:
-    """A name beside each dot, pushed down where two would overlap."""
+def _label_points(canvas: Canvas, points: list[_Point], left: float, right: float, bottom: float) -> None:
+    """A name beside each dot, moved up or down where two would overlap."""
     taken: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda p: p.y):
-        text = shortened(point.row.name, _FONT, 190)
+        to_right = right - point.x >= min(text_width(point.row.name, _FONT) + 10, point.x - left)
+        text = shortened(point.row.name, _FONT, (right - point.x if to_right else point.x - left) - 10)
         wide = text_width(text, _FONT)
-        left_of = point.x + 10 + wide > edge
-        x = max(2.0, point.x - 10 - wide) if left_of else point.x + 10
-        y = point.y + 4
-        while any(abs(y - other) < 15 and x < end and start < x + wide for start, end, other in taken):
-            y += 15
-        y = min(y, lowest - 4) if not taken else y
+        x = point.x + 10 if to_right else point.x - 10 - wide
+        y = _free_height(point.y + 4, x, wide, taken, bottom)
         taken.append((x, x + wide, y))
-        if y - point.y > 12:
-            canvas.line(point.x, point.y, x + wide if left_of else x, y - 4, "leader")
-        canvas.text(x, y, text, "label")
+        if abs(y - point.y - 4) > 1:
+            canvas.line(point.x, point.y, point.x + (9 if to_right else -9), y - 4, "leader")
+        canvas.text(point.x + (10 if to_right else -10), y, text, "label", "start" if to_right else "end")
+
+
+def _free_height(wanted: float, x: float, wide: float, taken: list[tuple[float, float, float]], bottom: float) -> float:
+    """The baseline nearest to `wanted` at which a label from `x` to `x + wide` overlaps none of `taken`."""
+    for distance in range(0, int(bottom), _LINE):
+        for y in (wanted + distance, wanted - distance):
+            inside = _LINE < y < bottom - 4
+            if inside and not any(abs(y - at) < _LINE and x < end and start < x + wide for start, end, at in taken):
+                return y
+    return wanted
 
 
 def _accuracy_range(shares: list[Proportion]) -> tuple[float, float]:
@@ -195,7 +203,7 @@ def _time_ticks(start: float, end: float, logarithmic: bool, count: int) -> list
 
 def share_bar(share: Proportion, chance: float) -> str:
     """A cell of the type table: the share from 0 to 100%, its interval, and a tick where chance stands."""
-    width = 96.0
+    width = 76.0
     canvas = Canvas(width, 14, f"{show.percent(share.value)}, chance {show.percent(chance)}")
     canvas.rect(0, 4, width, 6, "track")
     if share.value is not None and share.low is not None and share.high is not None:

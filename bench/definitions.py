@@ -14,7 +14,7 @@ DEFINITIONS = {
     "Vision": "pixels to image embeddings; the connector is part of the vision graph.",
     "Prefill": "one pass of the decoder over the whole prompt, image tokens included.",
     "First decode": "from the prompt's logits to the first visible text: sampling and detokenisation.",
-    "TPOT": "time per output token after the first: (last token - first token) / (tokens - 1).",
+    "TPOT": "time per output token: from the first token to the last, divided by the number of tokens after the first.",
     "Decode": "1000 / median TPOT, in tokens per second; TTFT does not enter.",
     "Load": "from opening the bundle to ready for the first request, with the files in the system's cache and the "
     "engines chosen.",

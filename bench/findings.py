@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgevlm.bench import format as show
+from edgevlm.bench.plan import IS_BASELINE
 from edgevlm.bench.report import Paired, Report
+from edgevlm.bench.table import TONES, Tone
 
 
-def findings(report: Report) -> list[str]:
-    """A sentence or two for each row, flags included; failures stand in the comparison itself."""
-    lines = []
+@dataclass(frozen=True)
+class Finding:
+    """A row's name, what is said of it, and how it is meant."""
+
+    name: str
+    text: str
+    tone: Tone = "unsure"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
+
+
+def findings(report: Report) -> list[Finding]:
+    """The verdicts, then what should not be trusted; failures stand in the comparison itself."""
+    found = []
     for row in report.rows:
         paired = row.accuracy.paired if row.accuracy else None
         if paired is not None:
-            lines.append(f"{row.name}: {judgement(paired)}")
-        elif row.accuracy is not None and row.kind == "bundle" and row.accuracy.unpaired_reason != "it is the baseline":
-            lines.append(f"{row.name}: not compared with the uncompressed model: {row.accuracy.unpaired_reason}.")
-        lines += [f"{row.name}: {flag.text}." for flag in row.flags]
-    return lines
+            found.append(Finding(row.name, judgement(paired), TONES[paired.verdict]))
+        elif row.accuracy is not None and row.kind == "bundle" and row.accuracy.unpaired_reason != IS_BASELINE:
+            found.append(
+                Finding(row.name, f"not compared with the uncompressed model: {row.accuracy.unpaired_reason}.")
+            )
+    for row in report.rows:
+        found += [Finding(row.name, f"{flag.text}.") for flag in row.flags]
+    return found
 
 
 def judgement(paired: Paired) -> str:
     """What the paired comparison shows, and what it does not."""
     margin = f"{100 * paired.margin:g} points"
-    change = f"accuracy {show.points(paired.delta.value)} points, 95% CI {show.points_interval(paired.delta)}"
+    interval = f"95% CI {show.points_interval(paired.delta)}"
+    seen = f"accuracy {show.points(paired.delta.value)} points against {paired.baseline} ({interval})"
     if paired.verdict == "non-inferior":
-        claim = f"loses less than {margin} against {paired.baseline}"
-        limit = " This shows no harmful loss; it does not show equality." if paired.answers_changed else ""
-    elif paired.verdict == "worse":
-        claim = f"loses more than {margin} against {paired.baseline}"
-        limit = ""
-    else:
-        claim = f"it is not decided whether the loss against {paired.baseline} stays below {margin}"
-        drop = paired.smallest_detectable_drop
-        seen = f"show a drop of {100 * drop:.1f} points or more" if drop is not None else "are too few to show a drop"
-        limit = f" {paired.n} items {seen}."
-    return f"{claim} ({change}).{limit}"
+        limit = "; this does not show equality" if paired.answers_changed else ""
+        return f"{seen}: it loses less than {margin}{limit}."
+    if paired.verdict == "worse":
+        return f"{seen}: it loses more than {margin}."
+    drop = paired.smallest_detectable_drop
+    power = f"show drops from {100 * drop:.1f} points" if drop is not None else "are too few to show a drop"
+    return f"{seen}: whether it loses less than {margin} is undecided; {paired.n} items {power}."

@@ -62,11 +62,9 @@ def points_interval(delta: Interval) -> str:
     return f"{points(delta.low)} to {points(delta.high)}"
 
 
-def percentile(value: Percentile | None, n: int) -> str:
-    """A percentile with its interval in milliseconds, or n/a with the sample size."""
-    if value is None:
-        return f"n/a (n={n})"
-    return f"{three_digits(value.value)} [{three_digits(value.low)}{_TO}{three_digits(value.high)}]"
+def span(value: Percentile) -> str:
+    """The ends of a percentile's interval."""
+    return f"{three_digits(value.low)}{_TO}{three_digits(value.high)}"
 
 
 def p_value(value: float) -> str:

@@ -13,6 +13,9 @@ from edgevlm.bench.tasks import find_task
 from edgevlm.bundle import MANIFEST, Bundle, open_bundle
 from edgevlm.errors import InputError
 
+#: Why a baseline has no paired comparison.
+IS_BASELINE = "it is the baseline"
+
 
 @dataclass(frozen=True)
 class Work:
@@ -103,7 +106,7 @@ def _baseline_of(bundle: Bundle, shared: Bundle | Reference | None) -> Bundle | 
     """What to compare `bundle` with, or why with nothing."""
     if shared is None:
         return reference_of(bundle)
-    return "it is the baseline" if bundle is shared else shared
+    return IS_BASELINE if bundle is shared else shared
 
 
 def _bundle_job(bundle: Bundle, settings: Settings, accuracy: AccuracyPlan | None) -> Job:
@@ -130,7 +133,7 @@ def _bundle_job(bundle: Bundle, settings: Settings, accuracy: AccuracyPlan | Non
 
 def _reference_work(reference: Reference, settings: Settings, accuracy: AccuracyPlan | None) -> Work:
     job = Job(kind="reference", path=str(reference.folder), threads=settings.threads, accuracy=accuracy)
-    return Work(reference.name, job, reference, reason="it is the baseline")
+    return Work(reference.name, job, reference, reason=IS_BASELINE)
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:

@@ -16,4 +16,4 @@ def print_report(report: Report, stream: TextIO) -> None:
     rows = [[printable(str(cell)) for cell in row] for row in table.rows]
     print_table(table.headers, rows, numeric=table.numeric, stream=stream)
     for line in findings(report):
-        stream.write(f"{printable(line)}\n")
+        stream.write(f"{printable(str(line))}\n")

@@ -18,7 +18,12 @@ def render_markdown(report: Report) -> str:
     """The whole report as Markdown."""
     machine = report.environment
     intro = f"{escape(machine.cpu_model)}, {escape(machine.system)}, {machine.started}."
-    parts = ["# EdgeVLM benchmark", intro, _table(comparison(report)), _bullets(map(escape, findings(report)))]
+    parts = [
+        "# EdgeVLM benchmark",
+        intro,
+        _table(comparison(report)),
+        _bullets(escape(str(finding)) for finding in findings(report)),
+    ]
     for title, table in (
         ("Latency", latency(report)),
         ("Accuracy against the baseline", pairs(report)),

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edgevlm.bench import format as show
-from edgevlm.bench.report import Report, Row
+from edgevlm.bench.report import Report, Row, Verdict
+from edgevlm.bench.stats import Percentile
 
 Tone: TypeAlias = Literal["", "good", "bad", "unsure", "quiet"]
+TONES: dict[Verdict, Tone] = {"non-inferior": "good", "worse": "bad", "undecided": "unsure"}
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,7 @@ def latency(report: Report) -> Table:
                 Cell(show.milliseconds(timed.load_ms)),
                 Cell(show.milliseconds(timed.ttft_cold_ms)),
                 Cell(show.milliseconds(timed.ttft_cached_ms.median if timed.ttft_cached_ms else None)),
-                *(
-                    Cell(show.percentile(point, ttft.n), tone="" if point else "quiet")
-                    for point in (ttft.p50, ttft.p90, ttft.p95, ttft.p99)
-                ),
+                *(_percentile(point, ttft.n) for point in (ttft.p50, ttft.p90, ttft.p95, ttft.p99)),
                 Cell(show.percent(ttft.cv)),
                 Cell(show.milliseconds(timed.tpot_ms.median if timed.tpot_ms else None)),
                 Cell(show.milliseconds(timed.e2e_ms.median)),
@@ -94,14 +93,13 @@ def pairs(report: Report) -> Table:
     headers = (
         "bundle",
         "compared with",
-        "n",
-        "delta, 95% CI (points)",
+        "delta (points)",
         "lost",
         "gained",
         "changed",
         "McNemar p",
         "verdict",
-        "detectable drop",
+        "detectable",
     )
     rows = []
     for row in report.rows:
@@ -111,8 +109,7 @@ def pairs(report: Report) -> Table:
         rows.append(
             (
                 Cell(row.name),
-                Cell(paired.baseline, show.percent(paired.accuracy.value)),
-                Cell(str(paired.n)),
+                Cell(paired.baseline, f"{show.percent(paired.accuracy.value)}, n={paired.n}"),
                 Cell(show.points(paired.delta.value), show.points_interval(paired.delta)),
                 Cell(str(paired.lost)),
                 Cell(str(paired.gained)),
@@ -122,7 +119,7 @@ def pairs(report: Report) -> Table:
                 Cell(show.NONE if (drop := paired.smallest_detectable_drop) is None else f"{100 * drop:.1f} points"),
             )
         )
-    return Table(headers, tuple(rows), (*headers[2:8], headers[9]))
+    return Table(headers, tuple(rows), (*headers[2:7], headers[8]))
 
 
 def by_type(report: Report) -> Table:
@@ -161,10 +158,15 @@ def delta(row: Row, *, verdict: bool = False) -> Cell:
     paired = row.accuracy.paired if row.accuracy else None
     if paired is None:
         return Cell(show.NONE, tone="quiet")
-    tones: dict[str, Tone] = {"non-inferior": "good", "worse": "bad", "undecided": "unsure"}
     if verdict:
-        return Cell(paired.verdict, f"margin {100 * paired.margin:g} points", tones[paired.verdict])
-    return Cell(show.points(paired.delta.value), show.points_interval(paired.delta), tones[paired.verdict])
+        return Cell(paired.verdict, f"margin {100 * paired.margin:g} points", TONES[paired.verdict])
+    return Cell(show.points(paired.delta.value), show.points_interval(paired.delta), TONES[paired.verdict])
+
+
+def _percentile(point: Percentile | None, n: int) -> Cell:
+    if point is None:
+        return Cell("n/a", f"n={n}", "quiet")
+    return Cell(show.three_digits(point.value), show.span(point))
 
 
 def _accuracy(row: Row) -> Cell:
