@@ -73,7 +73,11 @@ def _prepare(target: Path) -> Path:
 
 def _of_writing(error: OSError, temporary: Path | None) -> bool:
     """Whether the error is one of writing; the body of a `with` may also fail to read something else."""
-    return temporary is None or error.errno in _FULL_OR_BROKEN or str(error.filename or "").startswith(str(temporary))
+    if temporary is None or error.errno in _FULL_OR_BROKEN:
+        return True
+    # numpy's tofile gives no number, only "131072 requested and 85072 written".
+    without_number = error.errno is None and str(error).endswith(" written")
+    return without_number or str(error.filename or "").startswith(str(temporary))
 
 
 def _write_error(error: OSError, target: Path) -> InputError:

@@ -98,7 +98,15 @@ def test_unwritable_place_is_an_input_error(tmp_path: Path) -> None:
             pytest.fail("the body ran")
 
 
-def test_full_disk_is_an_input_error_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "write",
+    [
+        "(folder / 'a').write_bytes(bytes(100_000))",
+        "import numpy; numpy.zeros(100_000, 'u1').tofile(folder / 'a')",
+    ],
+    ids=["python", "numpy"],
+)
+def test_full_disk_is_an_input_error_and_leaves_nothing(tmp_path: Path, write: str) -> None:
     """RLIMIT_FSIZE stands in for a full disk: the write fails in the middle of the file."""
     script = (
         "import resource, signal, sys; from pathlib import Path; from edgevlm.atomic import atomic_folder\n"
@@ -106,10 +114,12 @@ def test_full_disk_is_an_input_error_and_leaves_nothing(tmp_path: Path) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n"
-        "    with atomic_folder(Path(sys.argv[1])) as folder: (folder / 'a').write_bytes(bytes(100_000))\n"
+        "    with atomic_folder(Path(sys.argv[1])) as folder: exec(sys.argv[2])\n"
         "except InputError as error: print(error.exit_code)\n"
     )
-    run = subprocess.run([sys.executable, "-c", script, tmp_path / "out"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "out", write], capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "2"
     assert _names(tmp_path) == []
 
