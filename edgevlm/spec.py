@@ -19,7 +19,8 @@ from edgevlm.errors import InputError
 class DecoderSpec:
     """One causal decoder. Widths in channels; `rotary_dim` counts the leading channels of a head that rotate.
 
-    `architecture` names the decoder for formats that need a name (GGUF's `general.architecture`): `qwen2`, `llama`, `phi2`.
+    `architecture` names the decoder for formats that need a name (GGUF's `general.architecture`): `qwen2`, `llama`,
+    `phi2`.
     """
 
     architecture: str
@@ -105,8 +106,8 @@ class PromptSpec:
 
     `chat_template` is Jinja over `messages` (role, content as text that may hold `image_marker`) and
     `add_generation_prompt`. The rendered text is cut at each `image_marker`, every piece tokenised on its own without
-    special tokens added, and image embeddings go where the marker stood. `image_token_id` stands for one image embedding
-    in formats that want ids throughout; it may lie outside the vocabulary.
+    special tokens added, and image embeddings go where the marker stood. `image_token_id` stands for one image
+    embedding in formats that want ids throughout; it may lie outside the vocabulary.
     """
 
     chat_template: str
