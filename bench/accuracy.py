@@ -24,7 +24,7 @@ from edgevlm.bench.tasks import Task, find_task, normalised
 from edgevlm.errors import EdgeVLMError
 
 #: Assumed share of flips for the smallest detectable drop where fewer were seen.
-MIN_DISCORDANT = 0.01
+MIN_DISCORDANT = 0.02
 
 
 def answer_items(subject: Subject, plan: AccuracyPlan, report: Callable[[bool, Prediction], None]) -> None:

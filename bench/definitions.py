@@ -36,5 +36,5 @@ DEFINITIONS = {
     "Verdict": "non-inferior where the whole interval of the delta lies above minus the margin, worse where it lies "
     "below minus the margin, else undecided. Non-inferior does not mean equal.",
     "Detectable drop": "the smallest drop that so many items show with 80% power at 5% (Connor 1987), at the observed "
-    "share of flips or 1%, whichever is larger.",
+    "share of flips or 2%, whichever is larger.",
 }

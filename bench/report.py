@@ -119,7 +119,7 @@ class Paired(Part):
     margin: float = Field(description="drop that counts as harmless, chosen before measuring")
     verdict: Verdict
     smallest_detectable_drop: float | None = Field(
-        description="drop that these n items show with 80% power at the observed discordant share (at least 1%)"
+        description="drop that these n items show with 80% power at the observed share of flips, 2% at least; or null"
     )
 
 

@@ -116,7 +116,9 @@ def pairs(report: Report) -> Table:
                 Cell(str(paired.answers_changed)),
                 Cell(show.p_value(paired.mcnemar_p), paired.mcnemar_method),
                 delta(row, verdict=True),
-                Cell(show.NONE if (drop := paired.smallest_detectable_drop) is None else f"{100 * drop:.1f} points"),
+                Cell(
+                    "too few items" if (drop := paired.smallest_detectable_drop) is None else f"{100 * drop:.1f} points"
+                ),
             )
         )
     return Table(headers, tuple(rows), (*headers[2:7], headers[8]))

@@ -1,0 +1,32 @@
+"""One full-size checkpoint and its bundles for the whole suite; made once, since each takes minutes."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from edgevlm.bench.suite.full_size import Export, Exported, export
+from edgevlm.recipe import Recipe
+from edgevlm.zoo.synth import synth
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fastvlm-0.5b in Apple's layout with random weights."""
+    folder = tmp_path_factory.mktemp("suite") / "fastvlm-0.5b"
+    synth("fastvlm-0.5b", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Path) -> Exported:
+    """Export the checkpoint as `onnx` int4 or `gguf` q4_0, once each."""
+
+    @cache
+    def once(kind: str) -> Export:
+        recipe = Recipe.from_sources(None, {"model": str(checkpoint), "format": kind, "precision": "int4"})
+        return export(recipe, checkpoint.parent / kind)
+
+    return once
