@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from edgevlm.answer import Answer, AnswerStats, GenerationArguments, GenerationOptions
 from edgevlm.bundle import open_bundle
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, InputError
 from edgevlm.generation import Generated, generate_tokens
 from edgevlm.imageio import ImageInput, load_image
 from edgevlm.preprocess import fit_square, normalise
@@ -83,6 +83,8 @@ def load(
         InputError: an engine is unknown, not installed or cannot read this bundle, or an option is out of range.
         EngineError: an engine cannot load its artefact.
     """
+    if threads < 0:
+        raise InputError(f"{threads} threads are out of range", "threads", "give 1 or more, or 0 for all cores")
     bundle = open_bundle(path, verify=verify)
     tokenizer = Tokenizer(bundle.artifact("tokenizer", "tokenizer.json"))
     options = EngineOptions(threads, context_length)

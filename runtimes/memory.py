@@ -18,7 +18,11 @@ from edgevlm.errors import InputError
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/edgevlm`, or `~/.cache/edgevlm`."""
+    """`$XDG_CACHE_HOME/edgevlm`, or `~/.cache/edgevlm`.
+
+    Raises:
+        RuntimeError: there is no home folder.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgevlm"
 
 
@@ -48,14 +52,14 @@ def remember(name: str, value: str) -> None:
     """Keep `value` under `name`; the newest 256 stay."""
     entries = {**_read(), name: value}
     newest = dict(list(entries.items())[-256:])
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(InputError, RuntimeError):
         write_text(cache_folder() / "engines.json", json.dumps(newest, indent=1) + "\n")
 
 
 def _read() -> dict[str, str]:
     try:
         loaded = json.loads((cache_folder() / "engines.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         return {}
     if not isinstance(loaded, dict):
         return {}

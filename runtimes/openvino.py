@@ -19,14 +19,8 @@ from edgevlm.spec import ModelSpec
 class OpenVinoVision:
     """Pixels to image embeddings through a graph compiled for one image at a time."""
 
-    def __init__(self, path: Path, spec: ModelSpec, options: EngineOptions, cache: Path | None = None) -> None:
+    def __init__(self, path: Path, spec: ModelSpec, options: EngineOptions) -> None:
         """Read and compile the graph.
-
-        Args:
-            path: the ONNX graph.
-            spec: the model.
-            options: threads.
-            cache: a folder for compiled graphs, so that the next load is fast; None compiles each time.
 
         Raises:
             EngineError: OpenVINO refuses the graph.
@@ -44,9 +38,13 @@ class OpenVinoVision:
                 properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
                 properties.hint.inference_precision: getattr(openvino.Type, self.precision),
                 properties.inference_num_threads: self._threads,
+                # The decoder's threads use the same cores a moment later.
+                properties.hint.enable_cpu_pinning: False,
             }
-            if cache is not None:
-                settings[properties.cache_dir] = str(cache)
+            # Denormal numbers slow some CPUs tenfold.
+            denormals = properties.intel_cpu.denormals_optimization
+            if denormals() in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
+                settings[denormals] = True
             model = core.read_model(path)
             model.reshape([1, 3, size, size])
             self._input_dtype = model.input(0).element_type.to_dtype()

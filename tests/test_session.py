@@ -56,6 +56,14 @@ def test_an_immediate_stop_token_is_an_empty_answer(folder: Path) -> None:
     assert answer.stats.token_gaps_ms == ()
 
 
+def test_stop_tokens_can_be_ignored_for_timing(folder: Path, tokenizer: Tokenizer) -> None:
+    session, *_ = scripted(folder, tokenizer, "It is 42.")
+    answer = session.generate(RED, "What?", ignore_eos=True, max_tokens=20)
+    assert len(answer.token_ids) == 20
+    assert STOP in answer.token_ids
+    assert answer.text.startswith("It is 42.")
+
+
 def test_max_tokens_ends_the_answer(folder: Path) -> None:
     session, _, decoder = fake_session(folder)
     answer = session.generate(RED, "What?", max_tokens=5)

@@ -7,7 +7,7 @@ import pytest
 
 import edgevlm
 from edgevlm.bundle import Bundle
-from edgevlm.errors import BundleError
+from edgevlm.errors import BundleError, InputError
 from edgevlm.models.vlm import VlmModel
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.torch import TorchDecoder, TorchVision
@@ -57,6 +57,13 @@ def test_verify_notices_an_altered_tokenizer(bundle: Bundle, tmp_path: Path) -> 
     (tmp_path / "tokenizer.json").write_text(text.replace('"1.0"', '"1.1"', 1))
     with pytest.raises(BundleError, match="altered"):
         edgevlm.load(tmp_path, verify=True)
+
+
+def test_options_out_of_range_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="threads"):
+        edgevlm.load(bundle.path, threads=-1)
+    with pytest.raises(InputError, match="context"):
+        edgevlm.load(bundle.path, vision_engine="onnxruntime", context_length=-1)
 
 
 def test_public_names_resolve() -> None:

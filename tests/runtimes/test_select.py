@@ -132,6 +132,14 @@ def test_memory_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     memory.remember("a", "1")
     assert memory.recall("a") is None
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless() -> Path:
+        raise RuntimeError("no home folder")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    memory.remember("a", "1")
+    assert memory.recall("a") is None
 
 
 def test_keys_differ_by_every_part() -> None:
