@@ -120,6 +120,7 @@ def compare(
         lost=lost,
         gained=gained,
         answers_changed=sum(normalised(ours.predicted) != normalised(theirs.predicted) for ours, theirs in pairs),
+        tokens_identical=sum(ours.token_ids == theirs.token_ids for ours, theirs in pairs),
         mcnemar_p=mcnemar_exact(lost, gained) if exact else mcnemar_midp(lost, gained),
         mcnemar_method="exact" if exact else "mid-p",
         margin=margin,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from edgevlm.bundle import Bundle, sha256_file
 from edgevlm.errors import EdgeVLMError, UnsupportedError
@@ -30,7 +30,7 @@ class Reference:
 
 
 def find_reference(model: str) -> Reference:
-    """The checkpoint that `model` names: a folder, a `zoo:` name or a hub id that is here already.
+    """The checkpoint that `model` names: a folder, a `zoo:` name or a hub id.
 
     Raises:
         UnsupportedError: torch is not installed.
@@ -45,17 +45,22 @@ def find_reference(model: str) -> Reference:
 
 
 def reference_of(bundle: Bundle) -> Reference | str:
-    """The model that `bundle` was made from, or the reason why it cannot be asked."""
-    model = bundle.manifest.recipe.get("model")
-    if not isinstance(model, str):
+    """The model that `bundle` was made from, or the reason why it cannot be asked.
+
+    A manifest may come from a stranger, so what it names is never downloaded.
+    """
+    model, sources = bundle.manifest.recipe.get("model"), bundle.manifest.source_sha256
+    if not isinstance(model, str) or not sources:
         return "the manifest names no source model"
+    if not model.startswith("zoo:") and not Path(model).is_dir():
+        return f"{model} is not a folder here; name the model with --baseline"
     try:
         reference = find_reference(model)
     except EdgeVLMError as error:
         return f"{model}: {error.what}"
-    for name, expected in bundle.manifest.source_sha256.items():
+    for name, expected in sources.items():
         file = reference.folder / name
-        if not file.resolve().is_relative_to(reference.folder.resolve()) and not file.is_symlink():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             return f"the manifest names a source file outside the checkpoint: {name}"
         if not file.is_file() or sha256_file(file) != expected:
             return f"{model} is not the checkpoint that the bundle was made from: {name} differs"

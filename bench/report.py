@@ -114,6 +114,7 @@ class Paired(Part):
     lost: int = Field(description="baseline right, this one wrong")
     gained: int = Field(description="baseline wrong, this one right")
     answers_changed: int = Field(description="items whose answer differs at all, right or wrong")
+    tokens_identical: int = Field(description="items with the very same token ids")
     mcnemar_p: float
     mcnemar_method: Literal["exact", "mid-p"]
     margin: float = Field(description="drop that counts as harmless, chosen before measuring")

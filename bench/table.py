@@ -113,7 +113,7 @@ def pairs(report: Report) -> Table:
                 Cell(show.points(paired.delta.value), show.points_interval(paired.delta)),
                 Cell(str(paired.lost)),
                 Cell(str(paired.gained)),
-                Cell(str(paired.answers_changed)),
+                Cell(str(paired.answers_changed), f"{paired.n - paired.tokens_identical} in tokens"),
                 Cell(show.p_value(paired.mcnemar_p), paired.mcnemar_method),
                 delta(row, verdict=True),
                 Cell(

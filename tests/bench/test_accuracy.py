@@ -17,6 +17,7 @@ PLAN = AccuracyPlan(task="scenes", split="test", n=12, seed=0, max_tokens=16, co
 
 
 def predictions(right: list[bool], texts: list[str] | None = None) -> list[Prediction]:
+    said = texts or ["red" if correct else "blue" for correct in right]
     return [
         Prediction(
             id=str(i),
@@ -24,11 +25,11 @@ def predictions(right: list[bool], texts: list[str] | None = None) -> list[Predi
             type="colour",
             question="?",
             answer="red",
-            predicted=texts[i] if texts else ("red" if correct else "blue"),
-            token_ids=[1],
+            predicted=text,
+            token_ids=list(text.encode()),
             correct=correct,
         )
-        for i, correct in enumerate(right)
+        for i, (correct, text) in enumerate(zip(right, said, strict=True))
     ]
 
 
@@ -72,6 +73,7 @@ def test_flips_are_counted_both_ways_and_so_is_every_other_answer() -> None:
     theirs = predictions([True, True, False, False], ["red", "red", "blue", "blue"])
     paired = compare(ours, theirs, "fp32", 0.02, 0)
     assert (paired.lost, paired.gained, paired.answers_changed) == (1, 1, 3)
+    assert paired.tokens_identical == 1
     assert paired.delta.value == 0
     assert paired.mcnemar_method == "exact"
 

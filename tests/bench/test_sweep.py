@@ -157,10 +157,28 @@ def test_another_checkpoint_under_the_same_name_is_no_baseline(tmp_path: Path) -
     assert "not the checkpoint that the bundle was made from" in found
 
 
+@pytest.mark.parametrize(
+    ("update", "reason"),
+    [
+        ({"recipe": {"model": "someone/some-model"}}, "name the model with --baseline"),
+        ({"source_sha256": {"../other": "0" * 64}}, "outside the checkpoint"),
+        ({"source_sha256": {}}, "names no source model"),
+        ({"recipe": {}}, "names no source model"),
+    ],
+)
+def test_manifest_of_a_stranger_fetches_and_reaches_nothing(
+    tmp_path: Path, update: dict[str, object], reason: str
+) -> None:
+    _, bundle = _made_from(tmp_path)
+    found = reference_of(Bundle(bundle.path, bundle.manifest.model_copy(update=update), bundle.spec))
+    assert isinstance(found, str)
+    assert reason in found
+
+
 def test_missing_checkpoint_gives_a_reason_and_the_sweep_goes_on(tmp_path: Path) -> None:
     works = plan([hollow_bundle(tmp_path / "bundle")], settings(), None)
     assert len(works) == 1
-    assert "nowhere" in works[0].reason
+    assert "source model" in works[0].reason
 
 
 def test_content_hash_changes_with_the_weights(tmp_path: Path) -> None:
