@@ -137,10 +137,11 @@ def _reference_work(reference: Reference, settings: Settings, accuracy: Accuracy
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents in front as it takes to tell them apart, else numbered."""
+    """Each folder's name, with as many parents in front as it takes to tell it apart; numbered if it is listed twice."""
     parts = [path.resolve().parts for path in paths]
-    for depth in range(1, 5):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{name} ({index})" for index, name in enumerate(names, 1)]
+    names = []
+    for number, own in enumerate(parts, 1):
+        depths = (depth for depth in range(1, len(own)) if sum(other[-depth:] == own[-depth:] for other in parts) == 1)
+        depth = next(depths, 0)
+        names.append("/".join(own[-depth:]) if depth else f"{own[-1]} ({number})")
+    return names

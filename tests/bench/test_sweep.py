@@ -113,8 +113,9 @@ def test_interruption_keeps_the_rows_so_far(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_bundles_of_one_folder_name_are_told_apart(tmp_path: Path) -> None:
-    bundles = [hollow_bundle(tmp_path / parent / "onnx") for parent in ("a", "b")]
-    assert [work.name for work in plan(bundles, settings(task=None), None)] == ["a/onnx", "b/onnx"]
+    bundles = [hollow_bundle(tmp_path / name) for name in ("a/onnx", "b/onnx", "b/gguf")]
+    names = [work.name for work in plan([*bundles, bundles[2]], settings(task=None), None)]
+    assert names == ["a/onnx", "b/onnx", "gguf (3)", "gguf (4)"]
 
 
 @pytest.mark.parametrize("changes", [{"task": "trivia"}, {"split": "exam"}])
