@@ -27,11 +27,10 @@ ROUNDS = 7
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DecoderSpec]:
-    """The decoder of the full-size synthetic fastvlm-0.5b at q4_0."""
-    folder = tmp_path_factory.mktemp("fastvlm-0.5b")
-    synth("fastvlm-0.5b", folder / "checkpoint")
-    model = load(folder / "checkpoint")
+def decoder_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DecoderSpec]:
+    """The decoder of the suite's full-size checkpoint at q4_0."""
+    folder = tmp_path_factory.mktemp("gguf")
+    model = load(checkpoint)
     (artifact,) = gguf.export(model, folder, gguf_type="q4_0", progress=lambda *_: None)
     return folder / artifact.path, model.spec.decoder
 
@@ -42,16 +41,16 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loop(program: Path, exported: tuple[Path, DecoderSpec]) -> Iterator[PlainLoop]:
-    plain = PlainLoop(program, exported[0], thread_count(0), CONTEXT)
+def loop(program: Path, decoder_file: tuple[Path, DecoderSpec]) -> Iterator[PlainLoop]:
+    plain = PlainLoop(program, decoder_file[0], thread_count(0), CONTEXT)
     plain.round(PROMPT, STEPS)
     yield plain
     plain.close()
 
 
 @pytest.fixture(scope="module")
-def engine(exported: tuple[Path, DecoderSpec]) -> Iterator[LlamaCppDecoder]:
-    path, spec = exported
+def engine(decoder_file: tuple[Path, DecoderSpec]) -> Iterator[LlamaCppDecoder]:
+    path, spec = decoder_file
     decoder = LlamaCppDecoder(path, spec, EngineOptions(threads=thread_count(0), context_length=CONTEXT))
     decoder.prefill([np.arange(PROMPT, dtype=np.int32)])
     yield decoder
@@ -149,12 +148,12 @@ def test_amx(
     benchmark: Any,
     capsys: pytest.CaptureFixture[str],
     program: Path,
-    exported: tuple[Path, DecoderSpec],
+    decoder_file: tuple[Path, DecoderSpec],
     loop: PlainLoop,
 ) -> None:
     if "amx_int8" not in cpu_features():
         pytest.skip("n/a: no AMX")
-    without = PlainLoop(program, exported[0], thread_count(0), CONTEXT, amx=False)
+    without = PlainLoop(program, decoder_file[0], thread_count(0), CONTEXT, amx=False)
     slow: list[Round] = []
     fast: list[Round] = []
     benchmark.pedantic(
