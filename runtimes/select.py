@@ -163,13 +163,18 @@ def _cosine(a: list[float], b: list[float]) -> float:
     return float(x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))
 
 
-def measure_vision(send: Callable[[Any], None], bundle: str, name: str, threads: int) -> dict[str, Any]:  # noqa: ARG001
-    """Child entry point: milliseconds of the fastest of a few runs on noise, and the mean embedding."""
+def measure_vision(send: Callable[[Any], None], bundle: str, name: str, threads: int) -> dict[str, Any]:
+    """Child entry point: milliseconds of the fastest of a few runs on noise, and the mean embedding.
+
+    Says when it has loaded and run, so that slow is not taken for hung.
+    """
     opened = open_bundle(Path(bundle))
     size = opened.spec.vision.image_size
     pixels = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
     engine = open_vision(opened, name, EngineOptions(threads=threads))
+    send("loaded")
     embeddings = engine.encode(pixels)
+    send("warm")
     runs: list[float] = []
     while len(runs) < _MAX_RUNS and (len(runs) == 0 or sum(runs) < _ENOUGH_S):
         started = time.perf_counter()
