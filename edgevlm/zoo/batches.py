@@ -4,6 +4,7 @@ In: (seed, step) or a scene index. Out: tensors. Everything is a pure function o
 run sees exactly the batches that an uninterrupted one would have seen.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,9 +62,14 @@ def dense_scene(rng: np.random.Generator, size: int) -> Scene:
     return compose("train", rng, size, objects=int(rng.integers(1, 4)), plates=4)
 
 
+def stream_seed(stream: int, seed: int) -> int:
+    """The seed of one stream of the training split; no two (stream, seed) share one."""
+    return stream + 10_000 * seed
+
+
 def train_scene(stream: int, seed: int, index: int, size: int) -> tuple[Scene, Pixels]:
     """Scene `index` of one stream of the training split, with its image."""
-    rng = scene_rng("train", stream + seed, index)
+    rng = scene_rng("train", stream_seed(stream, seed), index)
     scene = dense_scene(rng, size) if stream == DENSE_STREAM else compose("train", rng, size)
     return scene, render(scene, rng)
 
@@ -110,6 +116,50 @@ def word_targets(targets: CellTargets, tokenizer: Tokenizer) -> tuple[Tensor, Te
         for word in words:
             weights[row, tokenizer.token_to_id(word.replace(" ", "Ġ"))] = 1 / len(words)
     return weights, flat
+
+
+@dataclass(frozen=True)
+class Pointers:
+    """Where the text should look: `at` int [P, 4], (slot of `nano.POINTING`, row, column, target column), and `place`
+    [P, 2], the centre of what is found there, at once or by way of a noun, in units of the canvas (nan: nothing)."""
+
+    at: Tensor
+    place: Tensor
+
+
+def pointers(packed: Packed, scenes: list[Scene], tokenizer: Tokenizer, grid: int) -> Pointers:
+    """Nouns look at things, and the end of each prompt at the first and the last noun of its question.
+
+    A noun is a shape word (`circle`, or the second word of `red circle`) or the `object` of `red object`. It points to
+    the visual token of the one thing that it names, or to the very first token if it names nothing in the scene.
+    """
+    words = {tokenizer.token_to_id(f"Ġ{word}"): word for word in (*COLOURS, *SHAPES, "object")}
+    start = int((packed.ids[0] == -1).nonzero()[0])
+    at: list[tuple[int, int, int, int]] = []
+    place: list[tuple[float, float]] = []
+    for row, (ids, segments, scene) in enumerate(
+        zip(packed.ids.tolist(), packed.segment.tolist(), scenes, strict=True)
+    ):
+        nouns: dict[int, list[tuple[int, tuple[float, float]]]] = {}
+        for column in range(1, len(ids)):
+            noun, adjective = words.get(ids[column]), words.get(ids[column - 1])
+            if noun is None or noun in COLOURS:
+                continue
+            named = [
+                item for item in scene.objects if noun in ("object", item.shape) and adjective in (None, item.colour)
+            ]
+            target, where = 0, (math.nan, math.nan)
+            if len(named) == 1:
+                x, y = where = (named[0].x / scene.size, named[0].y / scene.size)
+                target = start + int(y * grid) * grid + int(x * grid)
+            at.append((0, row, column, target))
+            place.append(where)
+            nouns.setdefault(segments[column], []).append((column, where))
+        for segment, found in nouns.items():
+            end = int(((packed.segment[row] == segment) & (packed.labels[row] != IGNORE)).nonzero()[0])
+            at += [(1, row, end, found[0][0]), (2, row, end, found[-1][0])]
+            place += [found[0][1], found[-1][1]]
+    return Pointers(torch.tensor(at, dtype=torch.long).reshape(-1, 4), torch.tensor(place).reshape(-1, 2))
 
 
 def questions_for(scene: Scene, rng: np.random.Generator) -> list[Question]:

@@ -3,7 +3,6 @@
 import os
 
 from edgevlm.zoo.evaluate import Score, table
-from edgevlm.zoo.quantnoise import GROUP_SIZE
 from edgevlm.zoo.trainer import Settings
 
 TARGET_ALL, TARGET_EACH = 0.90, 0.80
@@ -36,10 +35,10 @@ copy). The splits share neither random streams nor digit images.
 ## Training
 
 `edgevlm zoo train nano-fastvlm -o DIR --seed {settings.seed}`; {counts}; {seconds / 60:.0f} minutes on
-{os.cpu_count()} CPU cores. First the encoder with auxiliary heads that name what lies at each visual token (dropped
-afterwards), on canvases fuller than the test scenes; then projector and decoder on answers; then everything together.
-The weights are a moving average. In the second half of the last stage the decoder's weights were rounded to 4 bits
-(symmetric, groups of {GROUP_SIZE}) in the forward pass, so that int4 exports lose little.
+{os.cpu_count()} CPU cores. First the encoder, with auxiliary heads that name what lies at each visual token (dropped
+afterwards), on canvases fuller than the test scenes. Then, on the resting encoder's features, projector and decoder,
+with auxiliary losses on what the visual tokens mean and on where the words of a question look. The weights are a moving
+average.
 
 ## Scores
 

@@ -4,16 +4,17 @@ In: model outputs and targets of `batches`. Out: scalar losses and exact-match c
 """
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgevlm.zoo.batches import IGNORE, CellTargets, Packed
+from edgevlm.zoo.batches import IGNORE, CellTargets, Packed, Pointers, word_targets
 from edgevlm.zoo.nano import NanoFastVLM
 from edgevlm.zoo.scenes import TYPES
 
 
 def cell_loss(read: dict[str, Tensor], targets: CellTargets) -> Tensor:
-    """Cross-entropy of kind, shape, colour, digit (twice: it is the hardest) and place, plus the error of the centres."""
+    """Cross-entropy of kind, shape, colour, digit (twice: it is hardest) and place, plus the error of the centres."""
     kind_weight = torch.tensor([0.3, 1.0, 1.0])
     total = F.cross_entropy(read["kind"].flatten(0, 1), targets.kind.flatten(), weight=kind_weight)
     for name in ("shape", "colour", "digit", "place"):
@@ -42,10 +43,24 @@ def cell_scores(read: dict[str, Tensor], targets: CellTargets) -> dict[str, floa
     return scores
 
 
-def word_loss(model: NanoFastVLM, projected: Tensor, weights: Tensor, cells: Tensor) -> Tensor:
-    """Soft cross-entropy of occupied visual tokens [B, N, H] read as words, against `weights` [M, V]."""
-    logits = model.words(projected.flatten(0, 1)[cells])
-    return -(weights * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+def token_loss(model: NanoFastVLM, projected: Tensor, targets: CellTargets, tokenizer: Tokenizer) -> Tensor:
+    """Occupied visual tokens [B, N, H] should read as the words for what they show, and hold where its centre lies."""
+    weights, cells = word_targets(targets, tokenizer)
+    if not len(cells):
+        return projected.new_zeros(())
+    occupied = projected.flatten(0, 1)[cells]
+    words = -(weights * F.log_softmax(model.words(occupied), dim=-1)).sum(-1).mean()
+    place: Tensor = model.seen_place(F.rms_norm(occupied, occupied.shape[-1:]))
+    return words + 2 * (place - targets.centre.flatten(0, 1)[cells]).abs().sum(-1).mean()
+
+
+def pointer_loss(pointing: Tensor, places: Tensor, pointers: Pointers) -> Tensor:
+    """Text tokens should look at what they name (log-probabilities [P]) and then know where it lies ([P, 2])."""
+    if not len(pointing):
+        return pointing.sum()
+    named = ~pointers.place.isnan().any(-1)
+    away = (places - pointers.place)[named].abs().sum() / max(1, int(named.sum()))
+    return 2 * away - pointing.mean()
 
 
 def answer_loss(logits: Tensor, packed: Packed) -> Tensor:

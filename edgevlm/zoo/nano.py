@@ -1,8 +1,8 @@
 """The numbers of `nano-fastvlm` and its training-time module.
 
 `NANO` describes a FastVLM of about 4 million parameters: a FastViTHD-shaped encoder (512 pixels to 64 visual tokens),
-the two-layer projector and a Qwen2-shaped decoder. `NanoFastVLM` is the trainable whole; `heads` is the auxiliary
-reader of the visual tokens that training drops afterwards.
+the two-layer projector and a Qwen2-shaped decoder. `NanoFastVLM` is the trainable whole; `heads`, `place` and
+`seen_place` are auxiliary readers of the visual tokens and of the text, which training drops afterwards.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgevlm.models.decoder import Decoder, rotary_tables
+from edgevlm.models.decoder import Decoder, DecoderLayer, rotary_tables, rotate
 from edgevlm.models.fastvithd import FastViTHD
 from edgevlm.spec import DecoderSpec, FastViTHDSpec
 from edgevlm.zoo.drawing import COLOURS, SHAPES
@@ -52,6 +52,10 @@ NANO = NanoSpec(
     image_size=512,
 )
 
+# Decoder heads (layer, head) that learn where to look from `pointers` of a batch: a noun at the thing that it names,
+# then the end of the prompt at the first noun and at the last.
+POINTING = ((1, 0), (2, 0), (2, 1))
+
 # The auxiliary heads, in the order of their columns: what lies in this grid cell, and where.
 HEAD_SIZES = {
     "kind": 3,
@@ -74,33 +78,77 @@ class NanoFastVLM(nn.Module):
         self.heads = nn.Linear(features, sum(HEAD_SIZES.values()))
         self.projector = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.decoder = Decoder(spec.decoder)
+        self.place = nn.Linear(hidden, 2 * len(POINTING))
+        self.seen_place = nn.Linear(hidden, 2)
 
     def read(self, features: Tensor) -> dict[str, Tensor]:
         """Auxiliary outputs [B, N, size] of the visual features [B, N, C]."""
         columns = self.heads(features).split(list(HEAD_SIZES.values()), dim=-1)
         return dict(zip(HEAD_SIZES, columns, strict=True))
 
-    def forward(self, projected: Tensor, ids: Tensor, positions: Tensor, mask: Tensor, labelled: Tensor) -> Tensor:
-        """Next-token logits [M, V] at the `labelled` positions alone (the head over all would cost a quarter more).
+    def forward(
+        self,
+        projected: Tensor,
+        ids: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        labelled: Tensor,
+        pointers: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Next-token logits [M, V] at the `labelled` positions alone, and what the text made of `pointers`: the
+        log-probabilities [P] of looking there, and the place [P, 2] read from the text token after that layer.
+
+        The head over all positions would cost a quarter more.
 
         Args:
             projected: image embeddings [B, N, H], placed where `ids` is -1 (the same N columns in every row).
             ids, positions: int [B, T].
             mask: bool [B, 1, T, T], true where attention is allowed.
             labelled: bool [B, T].
+            pointers: int [P, 4], (slot, row, column, target column): how much does the text token at this column look
+                at the target, in the layer and head `POINTING[slot]`?
         """
         decoder = self.decoder
         embeds = decoder.embed_tokens(ids.clamp(min=0))
         start = int((ids[0] == -1).nonzero()[0])
         x = torch.cat((embeds[:, :start], projected, embeds[:, start + projected.shape[1] :]), dim=1)
         rotary = rotary_tables(positions, decoder.spec.rotary_dim, decoder.spec.rope_theta)
-        for layer in decoder.layers:
-            x, _ = layer(x, rotary, None, mask)
-        return decoder.head(decoder.norm(x[labelled]))
+        at = ids.new_zeros(0, 4) if pointers is None else pointers
+        pointing, places = x.new_zeros(len(at)), x.new_zeros(len(at), 2)
+        for index, layer in enumerate(decoder.layers):
+            before = x
+            x, _ = layer(before, rotary, None, mask)
+            for slot, (where, head) in enumerate(POINTING):
+                chosen = (at[:, 0] == slot).nonzero().flatten()
+                if where == index and len(chosen):
+                    _, row, column, target = at[chosen].unbind(-1)
+                    attention = _attention(layer, head, before, rotary, mask)
+                    pointing = pointing.index_put((chosen,), attention[row, column, target])
+                    read = self.place(F.rms_norm(x[row, column], x.shape[-1:]))
+                    place = read[:, 2 * slot : 2 * slot + 2]
+                    places = places.index_put((chosen,), place)
+        return decoder.head(decoder.norm(x[labelled])), pointing, places
 
     def words(self, projected: Tensor) -> Tensor:
-        """Logits [..., V] of the projected visual tokens read as if they were words (logit lens, untrained norm)."""
-        return self.decoder.head(F.rms_norm(projected, projected.shape[-1:]))
+        """Logits [..., V] of the projected visual tokens read as if they were words (logit lens)."""
+        return self.decoder.head(self.decoder.norm(projected))
+
+
+def _attention(layer: nn.Module, head: int, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    """Log attention probabilities [B, T, T] of one head of a decoder layer, for its input [B, T, H]."""
+    assert isinstance(layer, DecoderLayer)
+    normed, attention = layer.input_layernorm(x), layer.self_attn
+    spec = attention.spec
+    width, group = spec.head_dim, spec.num_attention_heads // spec.num_key_value_heads
+
+    def project(linear: nn.Linear, index: int) -> Tensor:
+        part = slice(index * width, (index + 1) * width)
+        bias = None if linear.bias is None else linear.bias[part]
+        return rotate(F.linear(normed, linear.weight[part], bias)[:, None], *rotary)[:, 0]
+
+    query, key = project(attention.q_proj, head), project(attention.k_proj, head // group)
+    scores = query @ key.transpose(1, 2) / math.sqrt(width)
+    return scores.masked_fill(~mask[:, 0], -math.inf).log_softmax(-1)
 
 
 def initialise(model: NanoFastVLM, seed: int) -> None:
@@ -108,7 +156,7 @@ def initialise(model: NanoFastVLM, seed: int) -> None:
 
     Depthwise mixers start as the identity; the decoder starts as Qwen2 does, with a larger embedding (its rows also
     are the head), queries equal to keys in the first two layers so that attention begins as a comparison of contents
-    (arXiv 2305.09828), and residual branches scaled down by depth.
+    (in the spirit of arXiv 2305.09828), and residual branches scaled down by depth.
     """
     generator = torch.Generator().manual_seed(seed)
 

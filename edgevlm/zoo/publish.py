@@ -26,7 +26,7 @@ def publish(folder: Path, spec: NanoSpec, weights: dict[str, Tensor], tokenizer:
     tensors = {
         apple_tensor_name(name): (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in weights.items()
-        if not name.startswith("heads.")
+        if not name.startswith(("heads.", "place.", "seen_place."))
     }
     with atomic_folder(folder, replace=True) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})

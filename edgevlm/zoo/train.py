@@ -1,12 +1,14 @@
 """Training of `nano-fastvlm` on a CPU: resumable, seeded, interruptible.
 
 In: where the checkpoint goes, a seed and a working folder for the training state. Out: a checkpoint folder in FastVLM's
-published layout with a model card. Three stages:
+published layout with a model card. Two stages:
 
-1. `vision`: the encoder learns to say, for each of its 64 tokens, what lies there (auxiliary heads, dropped later).
-2. `answers`: the encoder rests; projector and decoder learn to answer, many questions behind each image. The projected
-   tokens are also asked to look like the words for what they show, which gives attention something to match early on.
-3. `joint`: everything together at a low rate; the second half sees the decoder's weights rounded to 4 bits.
+1. `vision`: the encoder learns to say, for each of its 64 tokens, what lies there (auxiliary heads, dropped later), on
+   canvases fuller than any test scene.
+2. `answers`: the encoder rests; projector and decoder learn to answer, many questions behind each image. What a scene
+   description knows is taught on the way: the projected tokens should look like the words for what they show; the nouns
+   of a question should look at what they name; the end of the prompt should look at the nouns, and each of them should
+   know where the things lie. Without this, relations and existence stay at chance for hours.
 """
 
 import os
@@ -25,6 +27,7 @@ from edgevlm.models import load
 from edgevlm.progress import Report, duration
 from edgevlm.zoo.card import model_card
 from edgevlm.zoo.evaluate import evaluate
+from edgevlm.zoo.nano import NANO, NanoSpec
 from edgevlm.zoo.publish import publish
 from edgevlm.zoo.trainer import STAGES, Settings, Trainer
 
@@ -109,6 +112,7 @@ def train_nano(
     test_items: int = 1800,
     threads: int | None = None,
     workdir: Path | None = None,
+    spec: NanoSpec = NANO,
     report: Report | None = None,
 ) -> None:
     """Train `nano-fastvlm` and write its checkpoint, with a model card that holds its scores, to the folder `out`.
@@ -119,6 +123,7 @@ def train_nano(
         test_items: questions of the test split for the scores in the card.
         threads: threads within one operation; None leaves torch's choice.
         workdir: where the training state is kept; None for `edgevlm/zoo/nano-fastvlm` in the user's cache folder.
+        spec: sizes of the model.
         report: called with (images seen, images in all, text) a few times a minute.
 
     Raises:
@@ -131,7 +136,7 @@ def train_nano(
         raise InputError("there is no training to resume", str(state), "train without --resume")
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = Settings(seed=seed)
+    settings = Settings(seed=seed, spec=spec)
     if images is not None:
         share = images / sum(settings.images.values())
         scaled = {stage: max(settings.batch[stage], round(count * share)) for stage, count in settings.images.items()}

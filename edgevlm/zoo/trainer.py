@@ -26,20 +26,21 @@ from edgevlm.zoo.batches import (
     cell_targets,
     pack,
     pixels,
+    pointers,
     questions_for,
+    stream_seed,
     train_scene,
-    word_targets,
 )
 from edgevlm.zoo.drawing import Pixels, Scene, render
-from edgevlm.zoo.losses import answer_loss, cell_loss, cell_scores, exact_matches, word_loss
+from edgevlm.zoo.losses import answer_loss, cell_loss, cell_scores, exact_matches, pointer_loss, token_loss
 from edgevlm.zoo.nano import NANO, NanoFastVLM, NanoSpec, initialise
-from edgevlm.zoo.quantnoise import fake_int4_decoder
 from edgevlm.zoo.scenes import compose, scene_rng
 from edgevlm.zoo.tokenizer import build_tokenizer
 
-STAGES = ("vision", "answers", "joint")
+STAGES = ("vision", "answers")
 _EMA_DECAY = 0.995
-_WORD_WEIGHT = 0.3
+_TOKEN_WEIGHT = 0.3
+_POINTER_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class Settings:
     """What a training run is made of. Images are counted per stage; `pool` scenes are encoded once for `answers`."""
 
     seed: int = 0
-    images: dict[str, int] = field(default_factory=lambda: {"vision": 16_000, "answers": 48_000, "joint": 12_000})
-    batch: dict[str, int] = field(default_factory=lambda: {"vision": 8, "answers": 16, "joint": 8})
-    peak_rate: dict[str, float] = field(default_factory=lambda: {"vision": 2e-3, "answers": 1.5e-3, "joint": 4e-4})
-    pool: int = 12_000
-    validation_scenes: int = 96
-    validate_every: int = 100
+    images: dict[str, int] = field(default_factory=lambda: {"vision": 14_000, "answers": 24_000})
+    batch: dict[str, int] = field(default_factory=lambda: {"vision": 8, "answers": 8})
+    peak_rate: dict[str, float] = field(default_factory=lambda: {"vision": 2e-3, "answers": 1e-3})
+    pool: int = 8_000
+    validation_scenes: int = 64
+    validate_every: int = 150
     save_every_seconds: float = 180.0
     spec: NanoSpec = NANO
 
@@ -121,8 +122,7 @@ class Trainer:
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         parts = {
             "vision": ("vision.", "heads."),
-            "answers": ("projector.", "decoder."),
-            "joint": ("vision.", "heads.", "projector.", "decoder."),
+            "answers": ("projector.", "decoder.", "place.", "seen_place."),
         }[self.stage]
         return {n: p for n, p in self.model.named_parameters() if n.startswith(parts)}
 
@@ -145,7 +145,7 @@ class Trainer:
         rate = settings.peak_rate[stage] * warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * self.step / steps)))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = {"vision": self._vision_loss, "answers": self._answers_loss, "joint": self._joint_loss}[stage]()
+        loss = {"vision": self._vision_loss, "answers": self._answers_loss}[stage]()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         trained = self._trained()
@@ -177,13 +177,22 @@ class Trainer:
         return cell_loss(self.model.read(self.model.vision(pixels([image for _, image in made]))), targets)
 
     def _answers_loss(self) -> Tensor:
+        """Answers to fresh questions, the words of the visual tokens, and where the words of the questions look."""
         settings = self.settings
         rng = np.random.default_rng([settings.seed, STAGES.index("answers"), self.step])
         indices = [int(i) for i in rng.integers(settings.pool, size=settings.batch["answers"])]
         self.model.eval()
         scenes = self._encode_new(indices)
-        features = torch.stack([self._features[index] for index in indices]).float()
-        return self._language_loss(scenes, features, rng, {})
+        packed = pack([questions_for(scene, rng) for scene in scenes], self.tokenizer, settings.spec.grid**2)
+        projected = self.model.projector(torch.stack([self._features[index] for index in indices]).float())
+        targets = cell_targets(scenes, settings.spec.grid)
+        pointed = pointers(packed, scenes, self.tokenizer, settings.spec.grid)
+        logits, pointing, places = _decode(self.model, projected, packed, pointed.at)
+        return (
+            answer_loss(logits, packed)
+            + _TOKEN_WEIGHT * token_loss(self.model, projected, targets, self.tokenizer)
+            + _POINTER_WEIGHT * pointer_loss(pointing, places, pointed)
+        )
 
     @torch.no_grad()
     def _encode_new(self, indices: list[int]) -> list[Scene]:
@@ -193,7 +202,7 @@ class Trainer:
         scenes: list[Scene] = []
         images: dict[int, Pixels] = {}
         for index in indices:
-            rng = scene_rng("train", SCENE_STREAM + self.settings.seed, index)
+            rng = scene_rng("train", stream_seed(SCENE_STREAM, self.settings.seed), index)
             scenes.append(compose("train", rng, size))
             if index not in self._features and index not in images:
                 images[index] = render(scenes[-1], rng)
@@ -202,40 +211,15 @@ class Trainer:
             self._features |= dict(zip(images, encoded, strict=True))
         return scenes
 
-    def _joint_loss(self) -> Tensor:
-        settings = self.settings
-        rng = np.random.default_rng([settings.seed, STAGES.index("joint"), self.step])
-        # Scenes beyond the pool: fresh images for all three parts.
-        first = 10_000_000 + self.step * settings.batch["joint"]
-        size = settings.spec.image_size
-        made = [train_scene(SCENE_STREAM, settings.seed, first + i, size) for i in range(settings.batch["joint"])]
-        scenes = [scene for scene, _ in made]
-        self.model.train()
-        features = self.model.vision(pixels([image for _, image in made]))
-        rounded = self.step >= settings.steps("joint") // 2
-        language = self._language_loss(scenes, features, rng, fake_int4_decoder(self.model) if rounded else {})
-        return language + 0.1 * cell_loss(self.model.read(features), cell_targets(scenes, settings.spec.grid))
-
-    def _language_loss(
-        self, scenes: list[Scene], features: Tensor, rng: np.random.Generator, weights: dict[str, Tensor]
-    ) -> Tensor:
-        """Answers to fresh questions, plus the words of the visual tokens."""
-        packed = pack([questions_for(scene, rng) for scene in scenes], self.tokenizer, features.shape[1])
-        projected = self.model.projector(features)
-        words = word_targets(cell_targets(scenes, self.settings.spec.grid), self.tokenizer)
-        logits = _logits(self.model, weights, projected, packed)
-        return answer_loss(logits, packed) + _WORD_WEIGHT * word_loss(self.model, projected, *words)
-
     # -- scores ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validate(self, rounded: bool = False) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """Scores of the averaged weights on the held-out slice of the training split."""
         settings = self.settings
         model = NanoFastVLM(settings.spec)
         model.load_state_dict(self.average)
         model.eval()
-        weights = fake_int4_decoder(model) if rounded else {}
         right: dict[str, float] = {}
         total: dict[str, float] = {}
         for first in range(0, settings.validation_scenes, 16):
@@ -250,7 +234,8 @@ class Trainer:
                 rngs = [np.random.default_rng([settings.seed, 99, i]) for i in indices]
                 asked = [questions_for(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
                 packed = pack(asked, self.tokenizer, features.shape[1])
-                matches = exact_matches(_logits(model, weights, model.projector(features), packed), packed)
+                logits, _, _ = _decode(model, model.projector(features), packed, None)
+                matches = exact_matches(logits, packed)
                 counts = {name: (float(r), float(n)) for name, (r, n) in matches.items()}
             for name, (good, out_of) in counts.items():
                 right[name] = right.get(name, 0.0) + good
@@ -258,7 +243,10 @@ class Trainer:
         return {name: right[name] / total[name] for name in right if total[name]}
 
 
-def _logits(model: NanoFastVLM, weights: dict[str, Tensor], projected: Tensor, packed: Packed) -> Tensor:
-    inputs = (projected, packed.ids, packed.positions, packed.mask, packed.labels != IGNORE)
-    result: Tensor = torch.func.functional_call(model, weights, inputs)
+def _decode(
+    model: NanoFastVLM, projected: Tensor, packed: Packed, pointed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = model(
+        projected, packed.ids, packed.positions, packed.mask, packed.labels != IGNORE, pointed
+    )
     return result
