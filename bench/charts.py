@@ -25,6 +25,7 @@ _FONT = 13.0
 _SMALL = 11.5
 _LINE = 15
 _DOT_LIMIT = 400
+_FEW = 60
 
 
 def ttft_bars(report: Report, width: float) -> str:
@@ -59,8 +60,9 @@ def ttft_bars(report: Report, width: float) -> str:
         _stack(canvas, row.latency.stages, label, y, scale)
         mean = row.latency.ttft_steady_ms.mean
         canvas.text(label + mean * scale + 7, y + 16, show.milliseconds(mean), "value")
+        dot = "dot few" if len(row.latency.steady) < _FEW else "dot"
         for sample in row.latency.steady[:_DOT_LIMIT]:
-            canvas.circle(label + sample.ttft_ms * scale, y + 30, 1.7, "dot", data=sample.ttft_ms)
+            canvas.circle(label + sample.ttft_ms * scale, y + 30, 1.7, dot, data=sample.ttft_ms)
     return canvas.markup()
 
 

@@ -137,7 +137,7 @@ def _reference_work(reference: Reference, settings: Settings, accuracy: Accuracy
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:
-    """Each folder's name, with as many parents in front as it takes to tell it apart; numbered if it is listed twice."""
+    """Each folder's name, with as many parents in front as tell it apart; numbered if it is listed twice."""
     parts = [path.resolve().parts for path in paths]
     names = []
     for number, own in enumerate(parts, 1):
