@@ -85,8 +85,7 @@ class OnnxRuntimeDecoder:
             for part in ("key", "value")
         }
         self._mask = np.ones((1, self.context_length), np.int64)
-        self._positions = np.arange(self.context_length, dtype=np.int64)[None]
-        self._one = np.ones(1, np.int64)
+        self._one = np.ones((), np.int64)
         self._logits: Float32 = np.empty((1, 1, self.vocab_size), np.float32)
 
         self._token = np.zeros((1, 1), np.int64)
@@ -95,15 +94,12 @@ class OnnxRuntimeDecoder:
         _bind_input(self._look_up, "input_ids", self._token)
         _bind_output(self._look_up, self._embed.get_outputs()[0].name, self._embedding)
         self._step = self._bind(self._embedding)
-        self._bind_logits(self._step, keeps_last_only=True)
 
     def _check_inputs(self, path: Path, spec: ModelSpec) -> None:
         numbers = spec.decoder
-        missing = [
-            name
-            for name in ("inputs_embeds", "attention_mask", f"past_key_values.{numbers.num_hidden_layers - 1}.value")
-            if name not in self._inputs
-        ]
+        last = f"past_key_values.{numbers.num_hidden_layers - 1}.value"
+        needed = ("inputs_embeds", "attention_mask", "num_logits_to_keep", last)
+        missing = [name for name in needed if name not in self._inputs]
         if missing:
             raise BundleError(f"the decoder graph has no input {missing[0]}", str(path), HINT)
         shape = self._inputs["past_key_values.0.key"].shape
@@ -119,23 +115,14 @@ class OnnxRuntimeDecoder:
         for name, buffer in self._cache.items():
             _bind_input(binding, f"past_key_values.{name}", buffer)
             _bind_output(binding, f"present.{name}", buffer)
-        if "num_logits_to_keep" in self._inputs:
-            scalar = self._inputs["num_logits_to_keep"].shape == []
-            _bind_input(binding, "num_logits_to_keep", self._one.reshape(()) if scalar else self._one)
+        _bind_input(binding, "num_logits_to_keep", self._one)
+        _bind_output(binding, "logits", self._logits)
         return binding
-
-    def _bind_logits(self, binding: Any, *, keeps_last_only: bool) -> None:
-        if keeps_last_only:
-            _bind_output(binding, "logits", self._logits)
-        else:
-            binding.bind_output("logits", "cpu")
 
     def _append(self, binding: Any, length: int, what: str) -> None:
         """Run with `length` more positions than are in the cache."""
         total = self.position + length
         _bind_input(binding, "attention_mask", self._mask[:, :total])
-        if "position_ids" in self._inputs:
-            _bind_input(binding, "position_ids", self._positions[:, self.position : total])
         with engine_errors(what):
             self._session.run_with_iobinding(binding)
         self.position = total
@@ -156,12 +143,7 @@ class OnnxRuntimeDecoder:
             embeddings[0, start:stop] = segment if segment.ndim == 2 else self._embed_ids(segment)
             start = stop
         binding = self._bind(embeddings)
-        keeps_last_only = "num_logits_to_keep" in self._inputs or length == 1
-        self._bind_logits(binding, keeps_last_only=keeps_last_only)
         self._append(binding, length, "the decoder failed on the prompt")
-        if not keeps_last_only:
-            outputs = [output.name for output in self._session.get_outputs()]
-            self._logits[0, 0] = binding.get_outputs()[outputs.index("logits")].numpy()[0, -1]
         return self._last_logits().copy()
 
     def _last_logits(self) -> Float32:
