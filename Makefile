@@ -56,6 +56,7 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	@mkdir -p out
+	@$(STEP) "install onnxruntime-genai to compare with" $(PIP) --no-deps onnxruntime-genai==0.18.0
 	@$(PYTHON) -m pytest bench/suite --benchmark-enable --benchmark-only --benchmark-json=out/bench.json
 
 interop: $(STAMP)
