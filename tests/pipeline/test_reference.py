@@ -14,8 +14,8 @@ from edgevlm.prompt import IMAGE_PLACEHOLDER
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> VlmModel:
-    return tiny_model(tmp_path_factory.mktemp("tiny"))
+def model() -> VlmModel:
+    return tiny_model()
 
 
 @torch.no_grad()
