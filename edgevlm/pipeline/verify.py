@@ -25,6 +25,7 @@ from edgevlm.exporters.base import Precision, Progress
 from edgevlm.models.vlm import VlmModel
 from edgevlm.pipeline import reference
 from edgevlm.pipeline.candidate import segments
+from edgevlm.pipeline.footprint import release
 from edgevlm.preprocess import preprocess
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.recipe import VerifyThresholds
@@ -84,6 +85,7 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
         ids = {f"prompt{index}": np.array(prompt) for index, prompt in enumerate(prompts)}
         arrays = {"pixels": pixels, "embeddings": embeddings, "prompts": np.array(len(prompts)), **ids}
         np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
+        release(model.vision, model.decoder)
         run_child(
             "edgevlm.pipeline.candidate:measure",
             {"bundle": str(bundle), "folder": name, "tokens": TOKENS},

@@ -1,0 +1,35 @@
+"""Give memory back to the system while another process needs it.
+
+Memory-mapped weights that were read stay resident, and freed heap stays with the process, until somebody asks. Before a
+child process loads the exported bundle, the parent lets go of both: weights come back from the page cache when they are
+read again. Where the system knows no such request, nothing happens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+from torch import Tensor, nn
+
+#: linux/mman.h: reclaim these pages. Unlike MADV_DONTNEED it never discards data that exist nowhere else.
+_MADV_PAGEOUT = 21
+
+
+def release(*modules: nn.Module) -> None:
+    """Let go of the modules' mapped pages and of the freed heap; their values stay as they are."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "madvise"):
+        libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for module in modules:
+            for tensor in module.state_dict().values():
+                _page_out(libc, tensor)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _page_out(libc: ctypes.CDLL, tensor: Tensor) -> None:
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = tensor.data_ptr() + tensor.nbytes - start
+    if length >= mmap.PAGESIZE:
+        libc.madvise(start, length - length % mmap.PAGESIZE, _MADV_PAGEOUT)

@@ -1,0 +1,27 @@
+"""Letting go of memory must not change a weight, mapped or not."""
+
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from edgevlm.pipeline.footprint import release
+
+
+def test_weights_survive_and_mapped_pages_leave(tmp_path: Path) -> None:
+    expected = torch.randn(4096, 4096)
+    save_file({"weight": expected}, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        mapped = file.get_tensor("weight")
+    module, heap = nn.Linear(4096, 4096, bias=False), nn.Linear(4096, 512)
+    module.weight = nn.Parameter(mapped, requires_grad=False)
+    kept = heap.weight.detach().clone()
+    assert torch.equal(module.weight, expected)
+    before = psutil.Process().memory_info().rss
+    release(module, heap)
+    assert psutil.Process().memory_info().rss < before - 32 * 2**20
+    assert torch.equal(module.weight, expected)
+    assert torch.equal(heap.weight, kept)
