@@ -1,12 +1,15 @@
 """From a decoded RGB image to the pixels a vision engine takes.
 
-In: an upright RGB Pillow image and a `PreprocessSpec`. Out: float32 `[1, 3, R, R]`, equal bit for bit to what the slow
-(Pillow) LLaVA and CLIP image processors of transformers compute: pad to a square or crop its centre, resize with
-Pillow's filters, scale by 1/255, normalise. It works in two steps, so that the small square of bytes between them can
-identify the image.
+In: an upright RGB Pillow image and a `PreprocessSpec`. Out: float32 `[T, 3, R, R]`, equal bit for bit to what the slow
+(Pillow) image processors of transformers compute: make square tiles, resize with Pillow's filters, scale by 1/255,
+normalise. It works in two steps, so that the small tiles of bytes between them can identify the image.
 """
 
 from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,36 +19,73 @@ from edgevlm.errors import InputError
 from edgevlm.imageio import MAX_SIDE, ImageInput, load_image
 from edgevlm.spec import PreprocessSpec
 
-_RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_RESAMPLE = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 _BAND_ROWS = 256
 
 
+@dataclass(frozen=True)
+class PreparedImage:
+    """One image as the tiles that the encoder sees.
+
+    Attributes:
+        tiles: uint8 `[T, R, R, 3]`.
+        width, height: of the image that they were cut from, in pixels.
+        rows, columns: of the tiles that cover the image; a view of the whole image is not counted.
+    """
+
+    tiles: NDArray[np.uint8]
+    width: int
+    height: int
+    rows: int = 1
+    columns: int = 1
+
+    @cached_property
+    def key(self) -> bytes:
+        """A hash that tells images apart."""
+        geometry = f"{self.tiles.shape} {self.width} {self.height} {self.rows} {self.columns}".encode()
+        return hashlib.blake2b(geometry + np.ascontiguousarray(self.tiles).tobytes(), digest_size=16).digest()
+
+
 def preprocess(image: ImageInput, spec: PreprocessSpec) -> NDArray[np.float32]:
-    """Any image input to pixels `[1, 3, R, R]`.
+    """Any image input to pixels `[T, 3, R, R]`.
 
     Raises:
         InputError: the image cannot be read (see `load_image`), or is too elongated to crop.
     """
-    return normalise(fit_square(load_image(image), spec), spec)
+    return normalise(prepare(load_image(image), spec).tiles, spec)
 
 
-def fit_square(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """An RGB image to uint8 `[R, R, 3]`: padded or cropped, and resized.
+def prepare(image: Image.Image, spec: PreprocessSpec) -> PreparedImage:
+    """An RGB image to its tiles.
 
     Raises:
         InputError: the image is too elongated to crop.
     """
-    square = _pad_and_resize(image, spec) if spec.fit == "pad" else _resize_and_crop(image, spec)
-    return np.asarray(square)
+    return PreparedImage(fit_square(image, spec)[None], image.width, image.height)
 
 
-def normalise(square: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
-    """uint8 `[R, R, 3]` to float32 `[1, 3, R, R]`: `(value / 255 - mean) / std`."""
-    height, width = square.shape[:2]
-    pixels = np.empty((1, 3, height, width), dtype=np.float32)
-    np.divide(square.transpose(2, 0, 1), np.float32(255), out=pixels[0])
+def fit_square(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """An RGB image to uint8 `[R, R, 3]`: padded, cropped or stretched, and resized.
+
+    Raises:
+        InputError: the image is too elongated to crop.
+    """
+    if spec.fit == "stretch":
+        return np.asarray(image.resize((spec.image_size, spec.image_size), _RESAMPLE[spec.resample]))
+    return np.asarray(_pad_and_resize(image, spec) if spec.fit == "pad" else _resize_and_crop(image, spec))
+
+
+def normalise(tiles: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
+    """uint8 `[T, R, R, 3]` to float32 `[T, 3, R, R]`: `(value / 255 - mean) / std`."""
+    count, height, width = tiles.shape[:3]
+    pixels = np.empty((count, 3, height, width), dtype=np.float32)
+    np.divide(tiles.transpose(0, 3, 1, 2), np.float32(255), out=pixels)
     for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
-        plane = pixels[0, channel]
+        plane = pixels[:, channel]
         if mean != 0:
             plane -= np.float32(mean)
         if std != 1:

@@ -31,11 +31,11 @@ _HINT = "export the bundle again"
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: who speaks, what is said, and whether an image comes before it."""
+    """One turn: who speaks, what is said, and how many images come before it."""
 
     role: Literal["system", "user", "assistant"]
     text: str
-    image: bool = False
+    images: int = 0
 
 
 class PromptFormatter:
@@ -63,7 +63,7 @@ class PromptFormatter:
             InputError: a user's message is empty.
             BundleError: the template fails, or loses an image.
         """
-        ids = self._to_ids(self._render(messages), sum(message.image for message in messages))
+        ids = self._to_ids(self._render(messages), sum(message.images for message in messages))
         bos = self._spec.bos_token_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
@@ -77,11 +77,16 @@ class PromptFormatter:
         _, separator, rest = rendered.rpartition(_REPLY)
         if not separator:
             raise BundleError("the chat template drops earlier answers", "chat_template", "ask in a new conversation")
-        return self._to_ids(rest, sum(message.image for message in messages[last:]))
+        return self._to_ids(rest, sum(message.images for message in messages[last:]))
 
     def _render(self, messages: Sequence[Message]) -> str:
         if any(message.role == "user" and not message.text.strip() for message in messages):
             raise InputError("the prompt is empty", "prompt", "ask something about the image")
+        images, most = sum(message.images for message in messages), self._spec.max_images
+        if most and images > most:
+            raise InputError(
+                f"{images} images, but this model's template takes {most}", "image", "ask in a new conversation"
+            )
         content = [{"role": message.role, "content": self._content(message)} for message in messages]
         pieces, length = [], 0
         try:
@@ -103,7 +108,9 @@ class PromptFormatter:
             return _REPLY
         text = message.text.replace(_GUARD, "").replace(_REPLY, "")
         guarded = self._structure.sub(rf"\1{_GUARD}", text)
-        return f"{self._spec.image_marker}\n{guarded}" if message.image else guarded
+        if not message.images:
+            return guarded
+        return self._spec.image_text * message.images + self._spec.after_images + guarded
 
     @cached_property
     def _structure(self) -> re.Pattern[str]:

@@ -11,28 +11,24 @@ stream is still open, gets an error at once; load a second session to answer in 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgevlm.answer import Answer, AnswerStats, GenerationArguments, GenerationOptions
+from edgevlm.assembly import ImageAssembler
 from edgevlm.bundle import open_bundle
+from edgevlm.context import Part, common_prefix, image_parts, image_positions, segments, splice, total_positions
 from edgevlm.errors import EdgeVLMError, InputError
 from edgevlm.generation import Generated, generate_tokens
 from edgevlm.imageio import ImageInput, load_image
-from edgevlm.preprocess import fit_square, normalise
-from edgevlm.prompt import IMAGE_PLACEHOLDER, Message, PromptFormatter
-from edgevlm.runtimes.base import DecoderEngine, EngineOptions, EngineStats, Float32, Segment, VisionEngine
+from edgevlm.preprocess import PreparedImage, normalise, prepare
+from edgevlm.prompt import Message, PromptFormatter
+from edgevlm.runtimes.base import DecoderEngine, EngineOptions, EngineStats, Float32, VisionEngine
 from edgevlm.runtimes.checks import check_fits
 from edgevlm.runtimes.select import open_decoder, open_vision
 from edgevlm.spec import ModelSpec
@@ -44,19 +40,8 @@ if TYPE_CHECKING:
 _CACHED_IMAGES = 8
 
 
-@dataclass(frozen=True)
-class _Image:
-    """One encoded image: the hash of its pixels, which identifies it, and its embeddings `[N, H]`."""
-
-    key: bytes
-    embeddings: Float32 = field(compare=False)
-
-    def __len__(self) -> int:
-        return len(self.embeddings)
-
-
-#: What fills the context: token ids, and images, each of which takes as many positions as it has embeddings.
-_Part: TypeAlias = "int | _Image"
+#: One image, or several for one question.
+Images: TypeAlias = "ImageInput | Sequence[ImageInput]"
 
 
 def load(
@@ -112,14 +97,15 @@ class Session:
         self.formatter = PromptFormatter(spec.prompt, tokenizer)
         self._vision = vision
         self._decoder = decoder
-        self._images: OrderedDict[bytes, _Image] = OrderedDict()
-        self._context: list[_Part] = []
+        self._assembler = ImageAssembler(spec, tokenizer)
+        self._images: OrderedDict[bytes, list[Part]] = OrderedDict()
+        self._context: list[Part] = []
         self._busy = threading.Lock()
         self._closed = False
 
     def generate(
         self,
-        image: ImageInput | None,
+        image: Images | None,
         prompt: str,
         *,
         system: str | None = None,
@@ -128,7 +114,8 @@ class Session:
         """Answer a question about an image.
 
         Args:
-            image: a path, encoded bytes, a Pillow image or a uint8 array `[H, W, 3]`; None asks without an image.
+            image: a path, encoded bytes, a Pillow image or a uint8 array `[H, W, 3]`, or a list of these for a question
+                about several; None asks without an image.
             prompt: the question.
             system: the system message; None takes the model's own, an empty one leaves it out.
             options: see `GenerationOptions`.
@@ -144,7 +131,7 @@ class Session:
 
     def stream(
         self,
-        image: ImageInput | None,
+        image: Images | None,
         prompt: str,
         *,
         system: str | None = None,
@@ -178,11 +165,11 @@ class Session:
 
     def run(
         self,
-        history: list[_Part],
+        history: list[Part],
         tokenise: Callable[[], list[int]],
         images: list[ImageInput],
         options: GenerationOptions,
-    ) -> Generator[str, None, tuple[Answer, list[_Part]]]:
+    ) -> Generator[str, None, tuple[Answer, list[Part]]]:
         """Answer one turn: yield text pieces, return the answer and the context that the next turn continues.
 
         Args:
@@ -200,18 +187,18 @@ class Session:
         try:
             started = time.perf_counter()
             ids = tokenise()
-            squares = [fit_square(load_image(image), self.spec.preprocess) for image in images]
-            reserved = sum(_positions(history)) + len(ids) + len(images) * (self.spec.vision.image_tokens - 1)
+            tiled = [prepare(load_image(image), self.spec.preprocess) for image in images]
+            reserved = total_positions(history) + len(ids) - len(tiled) + sum(map(self._assembler.positions, tiled))
             check_fits(0, reserved, self._decoder.context_length)
             prepared = time.perf_counter()
-            known = bool(squares)
+            known = bool(tiled)
             encoded = []
-            for square in squares:
-                image, was_cached = self._encode(square, reuse=options.reuse)
-                encoded.append(image)
+            for image in tiled:
+                pieces, was_cached = self._encode(image, reuse=options.reuse)
+                encoded.append(pieces)
                 known = known and was_cached
             seen = time.perf_counter()
-            parts = [*history, *_splice(ids, encoded)]
+            parts = [*history, *splice(ids, encoded)]
             logits, reused = self._prefill(parts, reuse=options.reuse)
             prefilled = time.perf_counter()
 
@@ -230,8 +217,8 @@ class Session:
                 prefill_ms=1000 * (prefilled - seen),
                 first_decode_ms=1000 * done.first_token_s,
                 token_gaps_ms=tuple(1000 * gap for gap in done.gaps_s),
-                image_tokens=sum(len(part) for part in parts if isinstance(part, _Image)),
-                prompt_tokens=sum(_positions(parts)),
+                image_tokens=image_positions(parts),
+                prompt_tokens=total_positions(parts),
                 reused_tokens=reused,
                 image_cached=known,
                 vision_engine=self._vision.stats().name,
@@ -243,31 +230,30 @@ class Session:
         finally:
             self._busy.release()
 
-    def _encode(self, square: NDArray[np.uint8], *, reuse: bool) -> tuple[_Image, bool]:
-        """The embeddings of a prepared image, from the cache if it holds them; the oldest of eight leaves it."""
-        key = hashlib.blake2b(square.data, digest_size=16).digest()
-        cached = self._images.get(key)
+    def _encode(self, image: PreparedImage, *, reuse: bool) -> tuple[list[Part], bool]:
+        """What an image becomes in the context, from the cache if it is there; the oldest of eight leaves it."""
+        cached = self._images.get(image.key)
         if cached is not None and reuse:
-            self._images.move_to_end(key)
+            self._images.move_to_end(image.key)
             return cached, True
-        embeddings = self._vision.encode(normalise(square, self.spec.preprocess))[0]
-        image = self._images[key] = _Image(key, embeddings)
-        self._images.move_to_end(key)
+        features = self._vision.encode(normalise(image.tiles, self.spec.preprocess))
+        parts = self._images[image.key] = image_parts(self._assembler.pieces(features, image), image.key)
+        self._images.move_to_end(image.key)
         if len(self._images) > _CACHED_IMAGES:
             self._images.popitem(last=False)
-        return image, False
+        return parts, False
 
-    def _prefill(self, parts: list[_Part], *, reuse: bool) -> tuple[Float32, int]:
+    def _prefill(self, parts: list[Part], *, reuse: bool) -> tuple[Float32, int]:
         """Bring the key/value cache to hold `parts`; the logits of the last position, and positions that were there.
 
         At least the last part goes through the decoder, for its logits.
         """
-        keep = _common_prefix(self._context, parts[:-1]) if reuse else 0
-        reused = sum(_positions(parts[:keep]))
+        keep = common_prefix(self._context, parts[:-1]) if reuse else 0
+        reused = total_positions(parts[:keep])
         self._decoder.reset(reused)
         # Until the prefill succeeds nothing beyond what is kept may be relied upon.
         self._context = parts[:keep]
-        logits = self._decoder.prefill(_segments(parts[keep:]))
+        logits = self._decoder.prefill(segments(parts[keep:]))
         self._context = list(parts)
         return logits, reused
 
@@ -308,10 +294,10 @@ class Chat:
     def __init__(self, session: Session, messages: list[Message]) -> None:
         self._session = session
         self._messages = messages
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
 
-    def ask(self, prompt: str, image: ImageInput | None = None, **options: Unpack[GenerationArguments]) -> Answer:
-        """Ask, with a new image or about the earlier ones; only what is new goes through the decoder.
+    def ask(self, prompt: str, image: Images | None = None, **options: Unpack[GenerationArguments]) -> Answer:
+        """Ask, with new images or about the earlier ones; only what is new goes through the decoder.
 
         Raises:
             InputError: the image, the prompt or an option cannot be used, or the conversation fills the context.
@@ -322,45 +308,22 @@ class Chat:
             pass
         return stream.answer
 
-    def stream(self, prompt: str, image: ImageInput | None = None, **options: Unpack[GenerationArguments]) -> Stream:
+    def stream(self, prompt: str, image: Images | None = None, **options: Unpack[GenerationArguments]) -> Stream:
         """Like `ask`, but an iterator of text pieces."""
         return Stream(self._turn(prompt, image, GenerationOptions(**options)))
 
-    def _turn(self, prompt: str, image: ImageInput | None, options: GenerationOptions) -> Generator[str, None, Answer]:
-        messages = [*self._messages, Message("user", prompt, image is not None)]
+    def _turn(self, prompt: str, image: Images | None, options: GenerationOptions) -> Generator[str, None, Answer]:
+        images = _as_list(image)
+        messages = [*self._messages, Message("user", prompt, len(images))]
         render = self._session.formatter.follow_up if self._parts else self._session.formatter.start
-        images = [] if image is None else [image]
         answer, parts = yield from self._session.run(self._parts, lambda: render(messages), images, options)
         self._messages = [*messages, Message("assistant", answer.text)]
         self._parts = parts
         return answer
 
 
-def _positions(parts: list[_Part]) -> Iterator[int]:
-    return (len(part) if isinstance(part, _Image) else 1 for part in parts)
-
-
-def _splice(ids: list[int], images: list[_Image]) -> list[_Part]:
-    """Put the images where their placeholders are."""
-    remaining = iter(images)
-    return [next(remaining) if token == IMAGE_PLACEHOLDER else token for token in ids]
-
-
-def _common_prefix(held: list[_Part], wanted: list[_Part]) -> int:
-    """How many parts at the front are the same."""
-    return next(
-        (index for index, (a, b) in enumerate(zip(held, wanted, strict=False)) if a != b), min(len(held), len(wanted))
-    )
-
-
-def _segments(parts: list[_Part]) -> list[Segment]:
-    """Runs of token ids as int32 arrays, images as their embeddings."""
-    images = [index for index, part in enumerate(parts) if isinstance(part, _Image)]
-    segments: list[Segment] = []
-    for before, after in pairwise([-1, *images, len(parts)]):
-        image = parts[before] if before >= 0 else None
-        if isinstance(image, _Image):
-            segments.append(image.embeddings)
-        if run := [part for part in parts[before + 1 : after] if isinstance(part, int)]:
-            segments.append(np.array(run, np.int32))
-    return segments
+def _as_list(images: Images | None) -> list[ImageInput]:
+    """The images of one turn."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]

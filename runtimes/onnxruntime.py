@@ -38,14 +38,17 @@ class OnnxRuntimeVision:
         self._tokens, self._hidden = spec.vision.image_tokens, spec.decoder.hidden_size
 
     def encode(self, pixels: Float32) -> Float32:
-        """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`.
+        """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`, one image after the other, which bounds memory.
 
         Raises:
             EngineError: the runtime failed or returned another shape.
         """
+        features = []
         with engine_errors("the vision graph failed"):
-            features = self._session.run(None, {self._input.name: pixels.astype(self._dtype, copy=False)})[0]
-        return checked_features(features, len(pixels), self._tokens, self._hidden)
+            for image in pixels.astype(self._dtype, copy=False):
+                rows = self._session.run(None, {self._input.name: image[None]})[0]
+                features.append(checked_features(rows, 1, self._tokens, self._hidden))
+        return features[0] if len(features) == 1 else np.concatenate(features)
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""

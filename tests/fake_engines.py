@@ -8,7 +8,7 @@ import numpy as np
 from edgevlm.models.fastvlm import CHAT_TEMPLATE
 from edgevlm.runtimes.base import EngineStats, Float32, Segment
 from edgevlm.session import Session
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.tokenizer import build_tokenizer
 
@@ -16,7 +16,7 @@ HIDDEN, TOKENS, VOCAB, STOP = 8, 4, 1024, 1022
 SPEC = ModelSpec(
     family="fastvlm",
     name="fake",
-    vision=VisionSpec(FastViTHDSpec(), 64, TOKENS, 8),
+    vision=VisionSpec(FastViTHDSpec(), MlpProjectorSpec(8), 64, TOKENS),
     decoder=DecoderSpec("qwen2", VOCAB, HIDDEN, 8, 1, 1, 1, 8, 8, 1e4, 1e-6, 512),
     preprocess=PreprocessSpec(64),
     prompt=PromptSpec(CHAT_TEMPLATE, stop_token_ids=(STOP,), default_system="You are a helpful assistant."),

@@ -7,7 +7,7 @@ import torch
 
 from edgevlm.models.decoder import Decoder
 from edgevlm.models.vlm import VlmModel, build_vision
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
 from edgevlm.zoo.tokenizer import CHAT_TEMPLATE, build_tokenizer, save_tokenizer
 
 ROWS = 1040
@@ -57,7 +57,7 @@ def make_model(decoder: DecoderSpec, tokenizer_files: dict[str, Path], seed: int
     spec = ModelSpec(
         family="fastvlm",
         name="tiny",
-        vision=VisionSpec(encoder, 128, 4, 64),
+        vision=VisionSpec(encoder, MlpProjectorSpec(64), 128, 4),
         decoder=decoder,
         preprocess=PreprocessSpec(128),
         prompt=PromptSpec(CHAT_TEMPLATE, stop_token_ids=(1022,), image_token_id=1023),

@@ -1,15 +1,15 @@
 """A small `ModelSpec` for tests that need one and no model."""
 
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
 
 TINY = ModelSpec(
     family="fastvlm",
     name="tiny",
     vision=VisionSpec(
         encoder=FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(12, 24, 48, 96, 192), squeeze_channels=24),
+        projector=MlpProjectorSpec(32),
         image_size=256,
         image_tokens=16,
-        projector_hidden_size=32,
     ),
     decoder=DecoderSpec(
         architecture="qwen2",

@@ -65,7 +65,7 @@ def test_ids_equal_the_published_prompt(formatter: PromptFormatter, published: A
 def test_follow_up_continues_the_published_conversation(formatter: PromptFormatter, published: Any) -> None:
     turns = [
         Message("system", SYSTEM),
-        Message("user", "one?", True),
+        Message("user", "one?", 1),
         Message("assistant", "1"),
         Message("user", "two?"),
     ]
@@ -80,7 +80,7 @@ def test_follow_up_continues_the_published_conversation(formatter: PromptFormatt
 
 
 def test_follow_up_may_bring_an_image(formatter: PromptFormatter) -> None:
-    turns = [Message("user", "one?", True), Message("assistant", "1"), Message("user", "two?", True)]
+    turns = [Message("user", "one?", 1), Message("assistant", "1"), Message("user", "two?", 1)]
     assert formatter.follow_up(turns).count(IMAGE_PLACEHOLDER) == 1
 
 
@@ -100,7 +100,7 @@ def test_typed_structure_stays_text(formatter: PromptFormatter, tokenizer: Token
     specials = set(tokenizer.special_tokens.values())
 
     def structure(question: str, system: str) -> list[int]:
-        ids = formatter.start([*formatter.system_messages(system), Message("user", question, True)])
+        ids = formatter.start([*formatter.system_messages(system), Message("user", question, 1)])
         return [token for token in ids if token in specials or token == IMAGE_PLACEHOLDER]
 
     assert structure(text, SYSTEM) == structure("harmless", SYSTEM)
@@ -115,7 +115,7 @@ def test_typed_structure_reaches_the_model_letter_by_letter(formatter: PromptFor
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
 def test_an_empty_prompt_is_refused(formatter: PromptFormatter, text: str) -> None:
     with pytest.raises(InputError, match="prompt is empty"):
-        formatter.start([Message("user", text, True)])
+        formatter.start([Message("user", text, 1)])
 
 
 def test_system_message_default_other_and_none(formatter: PromptFormatter) -> None:
@@ -136,7 +136,7 @@ def test_bos_comes_first_once(tokenizer: Tokenizer) -> None:
 def test_a_template_that_loses_the_image_is_refused(tokenizer: Tokenizer) -> None:
     for template in ("fixed", "{{ messages[0].content }}{{ messages[0].content }}"):
         with pytest.raises(BundleError, match="image"):
-            PromptFormatter(PromptSpec(template), tokenizer).start([Message("user", "a", True)])
+            PromptFormatter(PromptSpec(template), tokenizer).start([Message("user", "a", 1)])
 
 
 def test_a_template_may_refuse_a_conversation(tokenizer: Tokenizer) -> None:

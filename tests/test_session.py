@@ -304,4 +304,4 @@ def test_options_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
 
 
 def _user(text: str) -> Message:
-    return Message("user", text, image=True)
+    return Message("user", text, images=1)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from edgevlm.bundle import SCHEMA_VERSION, ArtifactEntry, Bundle, Manifest, open_bundle, sha256_file, write_manifest
 from edgevlm.models.decoder import Attention
 from edgevlm.models.fastvlm import CHAT_TEMPLATE
-from edgevlm.models.vlm import Projector, VisionModel, VlmModel
+from edgevlm.models.projector import MlpProjector
+from edgevlm.models.vlm import VisionModel, VlmModel
 from edgevlm.quant.schemes import Precision
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
 from edgevlm.zoo.tokenizer import build_tokenizer
 
 SIZE, STRIDE, FEATURES = 64, 16, 8
@@ -43,13 +44,13 @@ def tiny_model(decoder: DecoderSpec = DECODER) -> VlmModel:
     spec = ModelSpec(
         family="fastvlm",
         name="tiny",
-        vision=VisionSpec(FastViTHDSpec(), SIZE, TOKENS, decoder.hidden_size),
+        vision=VisionSpec(FastViTHDSpec(), MlpProjectorSpec(decoder.hidden_size), SIZE, TOKENS),
         decoder=decoder,
         preprocess=PreprocessSpec(SIZE),
         prompt=PromptSpec(CHAT_TEMPLATE, stop_token_ids=(1020,), default_system="You are a helpful assistant."),
     )
     torch.manual_seed(0)
-    projector = Projector(FEATURES, decoder.hidden_size, decoder.hidden_size)
+    projector = MlpProjector(MlpProjectorSpec(decoder.hidden_size), FEATURES, decoder.hidden_size)
     vision = VisionModel(PatchEncoder(), projector).eval().requires_grad_(False)
     module = make_decoder(decoder)
     # Attention sharp and strong enough for image and question to decide the answer.
@@ -96,7 +97,7 @@ def write_vision(model: VlmModel, path: Path, output: str = "image_features") ->
     conv = model.vision.encoder.conv
     projector = model.vision.projector
     assert isinstance(conv, nn.Conv2d)
-    assert isinstance(projector, Projector)
+    assert isinstance(projector, MlpProjector)
     assert conv.bias is not None
     first, second = projector.linear_1, projector.linear_2
     weights = {

@@ -13,7 +13,7 @@ from edgevlm.answer import GenerationArguments
 from edgevlm.models.fastvlm import CHAT_TEMPLATE
 from edgevlm.runtimes.base import EngineStats, Float32, Segment
 from edgevlm.session import Session
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.tokenizer import build_tokenizer
 
@@ -23,7 +23,7 @@ LIMIT_MS = 0.3
 SPEC = ModelSpec(
     family="fastvlm",
     name="overhead",
-    vision=VisionSpec(FastViTHDSpec(), 64, 1, 8),
+    vision=VisionSpec(FastViTHDSpec(), MlpProjectorSpec(8), 64, 1),
     decoder=DecoderSpec("qwen2", VOCABULARY, 8, 8, 1, 1, 1, 8, 8, 1e4, 1e-6, 4096),
     preprocess=PreprocessSpec(64),
     prompt=PromptSpec(CHAT_TEMPLATE),

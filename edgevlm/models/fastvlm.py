@@ -21,7 +21,7 @@ from edgevlm.models.fastvithd import fold_batchnorm
 from edgevlm.models.tensors import assign, check_names_and_shapes, same_data
 from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
 from edgevlm.models.vlm import VisionModel, VlmModel, build_vision, check_resolution
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
 
 MODEL_TYPES = ("llava_qwen2", "fast_vlm")
 DEFAULT_RESOLUTION = 1024
@@ -195,7 +195,7 @@ def read_spec(
             encoder=encoder,
             image_size=resolution,
             image_tokens=(resolution // encoder.stride) ** 2,
-            projector_hidden_size=projector[0],
+            projector=MlpProjectorSpec(projector[0]),
         ),
         decoder=DecoderSpec(
             architecture="qwen2",
@@ -221,6 +221,8 @@ def read_spec(
             image_token_id=tokenizer.image_token_id(config.image_token_index),
             stop_token_ids=tokenizer.stop_ids(("<|im_end|>", "<|endoftext|>"), stops),
         ),
+        model_type="llava_qwen2",
+        model_class="LlavaQwen2ForCausalLM",
         licence=tokenizer.licence,
     )
     check_resolution(spec, resolution)

@@ -10,39 +10,33 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edgevlm.errors import InputError
 from edgevlm.models.decoder import Decoder
 from edgevlm.models.fastvithd import FastViTHD
-from edgevlm.spec import ModelSpec
-
-
-class Projector(nn.Module):
-    """The `mlp2x_gelu` projector: features `[B, N, C]` to embeddings `[B, N, H]`."""
-
-    def __init__(self, in_features: int, hidden_size: int, out_features: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(in_features, hidden_size)
-        self.linear_2 = nn.Linear(hidden_size, out_features)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features `[B, N, C]` to embeddings `[B, N, H]`."""
-        return self.linear_2(F.gelu(self.linear_1(features)))  # type: ignore[no-any-return]
+from edgevlm.models.projector import build_projector, pixel_shuffle
+from edgevlm.models.tensors import assign
+from edgevlm.models.vit import Vit, resize_positions
+from edgevlm.spec import EncoderSpec, FastViTHDSpec, ModelSpec, VitSpec
 
 
 class VisionModel(nn.Module):
     """Encoder and projector: pixels `[B, 3, H, W]` to image embeddings `[B, N, H]`."""
 
-    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, projector: nn.Module, shuffle: int = 1) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
+        self.shuffle = shuffle
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels `[B, 3, H, W]` to image embeddings `[B, N, H]`."""
-        return self.projector(self.encoder(pixels))  # type: ignore[no-any-return]
+        features = self.encoder(pixels)
+        if self.shuffle > 1:
+            features = pixel_shuffle(features, self.shuffle)
+        return self.projector(features)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -67,8 +61,15 @@ class VlmModel:
 def build_vision(spec: ModelSpec, *, batchnorm: bool = False) -> VisionModel:
     """An uninitialised vision module for `spec` (put it under `torch.device("meta")` to allocate nothing)."""
     vision = spec.vision
-    projector = Projector(vision.encoder.output_size, vision.projector_hidden_size, spec.decoder.hidden_size)
-    return VisionModel(FastViTHD(vision.encoder, batchnorm=batchnorm), projector)
+    projector = build_projector(vision, spec.decoder.hidden_size)
+    return VisionModel(build_encoder(vision.encoder, batchnorm=batchnorm), projector, vision.pixel_shuffle)
+
+
+def build_encoder(spec: EncoderSpec, *, batchnorm: bool = False) -> nn.Module:
+    """An uninitialised encoder; `batchnorm` leaves unfolded what `fold_batchnorm` folds."""
+    if isinstance(spec, FastViTHDSpec):
+        return FastViTHD(spec, batchnorm=batchnorm)
+    return Vit(spec)
 
 
 def check_resolution(spec: ModelSpec, resolution: int) -> None:
@@ -77,7 +78,7 @@ def check_resolution(spec: ModelSpec, resolution: int) -> None:
     Raises:
         InputError: it is not.
     """
-    stride = spec.vision.encoder.stride
+    stride = spec.vision.stride
     if resolution <= 0 or resolution % stride:
         below, above = max(resolution // stride, 1) * stride, (resolution // stride + 1) * stride
         raise InputError(
@@ -88,15 +89,28 @@ def check_resolution(spec: ModelSpec, resolution: int) -> None:
 def with_resolution(model: VlmModel, resolution: int) -> VlmModel:
     """The same weights for square images of `resolution` pixels; the number of image tokens follows.
 
+    A learned table of positions is interpolated.
+
     Raises:
         InputError: the resolution is not a multiple of the encoder's stride.
     """
     check_resolution(model.spec, resolution)
     spec, vision = model.spec, model.spec.vision
-    tokens = (resolution // vision.encoder.stride) ** 2
+    encoder = vision.encoder
+    if isinstance(encoder, VitSpec):
+        encoder = dataclasses.replace(encoder, grid=resolution // encoder.patch_size)
     spec = dataclasses.replace(
         spec,
-        vision=dataclasses.replace(vision, image_size=resolution, image_tokens=tokens),
+        vision=dataclasses.replace(
+            vision, encoder=encoder, image_size=resolution, image_tokens=(resolution // vision.stride) ** 2
+        ),
         preprocess=dataclasses.replace(spec.preprocess, image_size=resolution),
     )
-    return dataclasses.replace(model, spec=spec)
+    module = model.vision
+    if isinstance(encoder, VitSpec):
+        state = module.state_dict()
+        state["encoder.positions"] = resize_positions(state["encoder.positions"], encoder.grid, encoder.class_token)
+        with torch.device("meta"):
+            module = build_vision(spec)
+        assign(module, state, "")
+    return dataclasses.replace(model, spec=spec, vision=module)

@@ -1,9 +1,9 @@
 """Run an exported bundle on fixed inputs, in a process of its own, for verification.
 
-In: a bundle and a folder with `inputs.npz`: pixels `[I, 3, R, R]`, the original's image embeddings `[I, N, hidden]`,
-and prompts as token ids in which `IMAGE_PLACEHOLDER` stands for the image. Out, in that folder: `outputs.npz` with the
-bundle's own image embeddings, the logits after each prompt when it is fed the original's embeddings (so that the
-decoder is judged alone), and the greedy tokens of the whole bundle. Device half: no torch.
+In: a bundle and a folder with `inputs.npz`: images as uint8 `[H, W, 3]`, the original's features of their tiles
+`[T, N, hidden]`, and prompts as token ids in which `IMAGE_PLACEHOLDER` stands for the image. Out, in that folder:
+`outputs.npz` with the bundle's own features, the logits after each prompt when it is fed the original's features (so
+that the decoder is judged alone), and the greedy tokens of the whole bundle. Device half: no torch.
 """
 
 from __future__ import annotations
@@ -14,24 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from edgevlm.assembly import ImageAssembler
 from edgevlm.bundle import Bundle, open_bundle
-from edgevlm.prompt import IMAGE_PLACEHOLDER
+from edgevlm.context import image_parts, segments, splice
+from edgevlm.imageio import load_image
+from edgevlm.preprocess import normalise, prepare
 from edgevlm.runtimes import open_decoder, open_vision
-from edgevlm.runtimes.base import DecoderEngine, EngineOptions, Float32, Segment
-
-
-def segments(ids: list[int], image: Float32) -> list[Segment]:
-    """Token ids around the image `[N, hidden]` as segments; the image stands where the id is `IMAGE_PLACEHOLDER`."""
-    result: list[Segment] = []
-    start = 0
-    for index, token in enumerate([*ids, IMAGE_PLACEHOLDER]):
-        if token == IMAGE_PLACEHOLDER:
-            if index > start:
-                result.append(np.array(ids[start:index], dtype=np.int32))
-            if index < len(ids):
-                result.append(image)
-            start = index + 1
-    return result
+from edgevlm.runtimes.base import DecoderEngine, EngineOptions, Segment
+from edgevlm.tokenizer import Tokenizer
 
 
 def greedy(engine: DecoderEngine, prompt: list[Segment], count: int, stops: tuple[int, ...]) -> list[int]:
@@ -50,24 +40,31 @@ def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) 
     """
     opened: Bundle = open_bundle(bundle, unfinished=True)
     with np.load(Path(folder) / "inputs.npz", allow_pickle=False) as inputs:
-        pixels, reference = inputs["pixels"], inputs["embeddings"]
-        prompts = [inputs[f"prompt{index}"].tolist() for index in range(int(inputs["prompts"]))]
-    options = EngineOptions(context_length=reference.shape[1] + max(map(len, prompts)) + tokens)
+        count, asked = int(inputs["images"]), int(inputs["prompts"])
+        images = [prepare(load_image(inputs[f"image{index}"]), opened.spec.preprocess) for index in range(count)]
+        reference = [inputs[f"features{index}"] for index in range(count)]
+        prompts = [inputs[f"prompt{index}"].tolist() for index in range(asked)]
+    assembler = ImageAssembler(opened.spec, Tokenizer(opened.artifact("tokenizer", "tokenizer.json")))
+    longest = max(map(assembler.positions, images)) + max(map(len, prompts)) + tokens
+    options = EngineOptions(context_length=longest)
     vision = open_vision(opened, "onnxruntime", options)
-    embeddings = np.concatenate([vision.encode(image[None]) for image in pixels])
+    features = [vision.encode(normalise(image.tiles, opened.spec.preprocess)) for image in images]
     names = {"vision": vision.stats().name}
     vision.close()
     decoder = open_decoder(opened, "auto", options)
     logits, answers = [], {}
     for index, prompt in enumerate(prompts):
-        image = index * len(pixels) // len(prompts)
+        image = index * count // asked
+        fed, original = (
+            segments(splice(prompt, [image_parts(assembler.pieces(rows[image], images[image]), images[image].key)]))
+            for rows in (features, reference)
+        )
         decoder.reset(0)
-        logits.append(np.array(decoder.prefill(segments(prompt, reference[image]))))
-        fed = segments(prompt, embeddings[image])
+        logits.append(np.array(decoder.prefill(original)))
         answers[f"tokens{index}"] = np.array(greedy(decoder, fed, tokens, opened.spec.prompt.stop_token_ids))
-        send([index + 1, len(prompts)])
+        send([index + 1, asked])
     names["decoder"] = decoder.stats().name
     decoder.close()
-    arrays = {"embeddings": embeddings, "logits": np.stack(logits), **answers}
-    np.savez(Path(folder) / "outputs.npz", allow_pickle=False, **arrays)
+    found = {f"features{index}": rows for index, rows in enumerate(features)}
+    np.savez(Path(folder) / "outputs.npz", allow_pickle=False, logits=np.stack(logits), **found, **answers)
     return names

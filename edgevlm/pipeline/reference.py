@@ -1,6 +1,6 @@
 """The original model in float32, a layer at a time: what an exported model must answer like.
 
-In: a `VlmModel` whose weights may be memory-mapped in bf16. Out: image embeddings and logits. Only one decoder layer
+In: a `VlmModel` whose weights may be memory-mapped in bf16. Out: image features and logits. Only one decoder layer
 (or a block of head rows) exists in float32 at any moment, so the reference of an 8B model needs little memory.
 """
 
@@ -28,11 +28,10 @@ def _float(module: nn.Module) -> nn.Module:
 
 
 @torch.inference_mode()
-def image_embeddings(model: VlmModel, pixels: Float32) -> Float32:
-    """Pixels `[B, 3, H, W]` to image embeddings `[B, N, hidden]`, one image at a time."""
+def image_features(model: VlmModel, images: list[Float32]) -> list[Float32]:
+    """Pixels of each image's tiles `[T, 3, R, R]` to their features `[T, N, hidden]`, one tile at a time."""
     vision = _float(model.vision)
-    rows = [vision(torch.from_numpy(image[None])) for image in pixels]
-    return torch.cat(rows).numpy()
+    return [torch.cat([vision(tile[None]) for tile in torch.from_numpy(tiles)]).numpy() for tiles in images]
 
 
 @torch.inference_mode()

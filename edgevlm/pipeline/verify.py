@@ -3,8 +3,8 @@
 In: the original `VlmModel`, the bundle's folder, and thresholds. Out: one `ParityResult` a metric. The inputs are
 fixed: two generated images and four questions about each. Metrics:
 
-- vision, cosine: of the image embeddings, the smaller of the two images;
-- decoder, logits cosine: after each prompt, with the original's image embeddings, the mean of eight;
+- vision, cosine: of the image features, the smaller of the two images;
+- decoder, logits cosine: after each prompt, with the original's image features, the mean of eight;
 - decoder, top-1 agreement: share of those prompts with the same likeliest token;
 - bundle, token agreement: of the greedy answers of the whole bundle (at most eight tokens), the share of tokens up to
   the first that the original, at the same place, would not have chosen.
@@ -15,22 +15,28 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from edgevlm.assembly import ImageAssembler
 from edgevlm.bundle import ParityResult
 from edgevlm.child import run_child
+from edgevlm.context import Part, image_parts, segments, splice
 from edgevlm.errors import ParityError
 from edgevlm.exporters.base import Precision, Progress
+from edgevlm.imageio import load_image
 from edgevlm.models.vlm import VlmModel
 from edgevlm.pipeline import reference
-from edgevlm.pipeline.candidate import segments
 from edgevlm.pipeline.footprint import release
-from edgevlm.preprocess import preprocess
+from edgevlm.preprocess import PreparedImage, normalise, prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.recipe import VerifyThresholds
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.scenes import scenes
+
+Picture: TypeAlias = NDArray[np.uint8]
 
 IMAGES = 2
 PROMPTS = 8
@@ -77,13 +83,16 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
     Raises:
         EngineError: the bundle's engines failed.
     """
-    pixels, prompts = _fixed_inputs(model)
+    pictures, prompts = _fixed_inputs(model)
+    images = [prepare(load_image(picture), model.spec.preprocess) for picture in pictures]
     progress(0, 3, "verify: the original's vision")
-    embeddings = reference.image_embeddings(model, pixels)
+    features = reference.image_features(model, [normalise(image.tiles, model.spec.preprocess) for image in images])
     with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as name:
         folder = Path(name)
-        ids = {f"prompt{index}": np.array(prompt) for index, prompt in enumerate(prompts)}
-        arrays = {"pixels": pixels, "embeddings": embeddings, "prompts": np.array(len(prompts)), **ids}
+        arrays = {"images": np.array(len(images)), "prompts": np.array(len(prompts))}
+        arrays |= {f"image{index}": picture for index, picture in enumerate(pictures)}
+        arrays |= {f"features{index}": rows for index, rows in enumerate(features)}
+        arrays |= {f"prompt{index}": np.array(prompt) for index, prompt in enumerate(prompts)}
         np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
         release(model.vision, model.decoder)
         run_child(
@@ -93,12 +102,13 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
             on_message=lambda message: progress(1 + message[0] / message[1], 3, "verify: the bundle answers"),
         )
         with np.load(folder / "outputs.npz", allow_pickle=False) as outputs:
-            found, logits = outputs["embeddings"], outputs["logits"]
+            found = [outputs[f"features{index}"] for index in range(len(images))]
+            logits = outputs["logits"]
             answers = [outputs[f"tokens{index}"].tolist() for index in range(len(prompts))]
     progress(2, 3, "verify: the original answers")
-    first, agreed = _reference_answers(model, prompts, answers, embeddings)
+    first, agreed = _reference_answers(model, prompts, answers, _image_parts(model, images, features))
     values = {
-        ("vision", "vision_cosine"): min(cosine(a, b) for a, b in zip(found, embeddings, strict=True)),
+        ("vision", "vision_cosine"): min(cosine(a, b) for a, b in zip(found, features, strict=True)),
         ("decoder", "logits_cosine"): float(np.mean([cosine(a, b) for a, b in zip(logits, first, strict=True)])),
         ("decoder", "top1_agreement"): float(np.mean(logits.argmax(-1) == first.argmax(-1))),
         ("bundle", "token_agreement"): sum(agreed) / sum(map(len, answers)),
@@ -131,26 +141,32 @@ def require(results: list[ParityResult], where: str) -> None:
         )
 
 
-def _fixed_inputs(model: VlmModel) -> tuple[reference.Float32, list[list[int]]]:
-    """Pixels `[2, 3, R, R]` and eight prompts as ids; the first four belong to the first image."""
+def _fixed_inputs(model: VlmModel) -> tuple[list[Picture], list[list[int]]]:
+    """Two pictures and eight prompts as ids; the first four belong to the first picture."""
     spec = model.spec
     formatter = PromptFormatter(spec.prompt, Tokenizer(model.tokenizer_files["tokenizer.json"]))
-    by_image: dict[str, list[tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], str]]] = {}
+    by_image: dict[str, list[tuple[Picture, str]]] = {}
     for item in scenes("calibration", 64):
         by_image.setdefault(item.image_id, []).append((item.image, item.question))
     full = [items for items in by_image.values() if len(items) >= PROMPTS // IMAGES][:IMAGES]
-    pixels = [preprocess(items[0][0], spec.preprocess) for items in full]
     system = formatter.system_messages(None)
     prompts = [
-        formatter.start([*system, Message("user", question, image=True)])
+        formatter.start([*system, Message("user", question, images=1)])
         for items in full
         for _, question in items[: PROMPTS // IMAGES]
     ]
-    return np.concatenate(pixels), prompts
+    return [items[0][0] for items in full], prompts
+
+
+def _image_parts(model: VlmModel, images: list[PreparedImage], features: list[reference.Float32]) -> list[list[Part]]:
+    """What each image becomes in the context."""
+    assembler = ImageAssembler(model.spec, Tokenizer(model.tokenizer_files["tokenizer.json"]))
+    pairs = zip(images, features, strict=True)
+    return [image_parts(assembler.pieces(rows, image), image.key) for image, rows in pairs]
 
 
 def _reference_answers(
-    model: VlmModel, prompts: list[list[int]], answers: list[list[int]], embeddings: reference.Float32
+    model: VlmModel, prompts: list[list[int]], answers: list[list[int]], images: list[list[Part]]
 ) -> tuple[reference.Float32, list[int]]:
     """The original's logits after each prompt `[P, V]`, and how many leading tokens of each answer it agrees with.
 
@@ -158,10 +174,10 @@ def _reference_answers(
     """
     sequences, counts = [], []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        image = embeddings[index * len(embeddings) // len(prompts)]
+        image = images[index * len(images) // len(prompts)]
         parts = [
-            part if part.dtype == np.float32 else reference.token_embeddings(model, part.tolist())
-            for part in segments([*prompt, *answer[:-1]], image)
+            part if part.ndim == 2 else reference.token_embeddings(model, part.tolist())
+            for part in segments(splice([*prompt, *answer[:-1]], [image]))
         ]
         sequences.append(np.concatenate(parts).astype(np.float32))
         counts.append(len(answer))

@@ -26,8 +26,8 @@ def config(spec: ModelSpec, precision: Precision, vision_precision: Precision) -
         layout.DECODER: precision,
     }
     return {
-        "architectures": ["LlavaQwen2ForCausalLM"],
-        "model_type": "llava_qwen2",
+        "architectures": [spec.model_class],
+        "model_type": spec.model_type,
         "image_token_index": prompt.image_token_id,
         "bos_token_id": prompt.bos_token_id,
         "eos_token_id": list(prompt.stop_token_ids),
@@ -91,7 +91,7 @@ def processor_config(spec: ModelSpec) -> dict[str, Any]:
     return {
         "processor_class": "LlavaProcessor",
         "image_token": spec.prompt.image_marker,
-        "patch_size": spec.vision.encoder.stride,
+        "patch_size": spec.vision.stride,
         "num_additional_image_tokens": 0,
     }
 

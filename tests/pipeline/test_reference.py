@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import tiny_model
 
+from edgevlm.context import image_parts, segments, splice
 from edgevlm.models.vlm import VlmModel
 from edgevlm.pipeline import reference
-from edgevlm.pipeline.candidate import segments
 from edgevlm.prompt import IMAGE_PLACEHOLDER
 
 
@@ -34,11 +34,14 @@ def test_weights_in_bfloat16_are_computed_in_float32(model: VlmModel) -> None:
     half = replace(model, vision=reference._float(model.vision).bfloat16())
     pixels = np.random.default_rng(1).random((2, 3, *2 * [model.spec.vision.image_size]), dtype=np.float32)
     expected = half.vision.float()(torch.from_numpy(pixels)).numpy()
-    np.testing.assert_allclose(reference.image_embeddings(half, pixels), expected, atol=1e-4, rtol=1e-4)
+    (found,) = reference.image_features(half, [pixels])
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_image_stands_where_its_placeholder_is() -> None:
     image = np.ones((3, 2), np.float32)
-    parts = segments([7, 8, IMAGE_PLACEHOLDER, 9], image)
-    assert [part.tolist() for part in parts] == [[7, 8], image.tolist(), [9]]
-    assert [part.tolist() for part in segments([IMAGE_PLACEHOLDER], image)] == [image.tolist()]
+    one = image_parts([image], b"key")
+    tiled = image_parts([np.array([1, 2], np.int32), image], b"key")
+    parts = segments(splice([7, 8, IMAGE_PLACEHOLDER, 9, IMAGE_PLACEHOLDER], [one, tiled]))
+    assert [part.tolist() for part in parts] == [[7, 8], image.tolist(), [9, 1, 2], image.tolist()]
+    assert [part.tolist() for part in segments(splice([IMAGE_PLACEHOLDER], [one]))] == [image.tolist()]

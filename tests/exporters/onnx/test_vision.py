@@ -14,9 +14,10 @@ from onnx_models import session
 from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.vision import trace_vision, write_vision
 from edgevlm.models.fastvithd import FastViTHD
-from edgevlm.models.vlm import Projector, VisionModel
+from edgevlm.models.projector import MlpProjector
+from edgevlm.models.vlm import VisionModel
 from edgevlm.quant.schemes import Precision
-from edgevlm.spec import FastViTHDSpec
+from edgevlm.spec import FastViTHDSpec, MlpProjectorSpec
 
 ENCODER = FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(8, 8, 16, 32, 32), head_dim=16, squeeze_channels=8)
 
@@ -24,7 +25,7 @@ ENCODER = FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(8, 8, 16, 32, 32), head_di
 @pytest.fixture(scope="module")
 def vision() -> VisionModel:
     generator = torch.Generator().manual_seed(0)
-    model = VisionModel(FastViTHD(ENCODER), Projector(64, 48, 40)).eval().requires_grad_(False)
+    model = VisionModel(FastViTHD(ENCODER), MlpProjector(MlpProjectorSpec(48), 64, 40)).eval().requires_grad_(False)
     for parameter in model.parameters():
         values = torch.randn(parameter.shape, generator=generator)
         fan_in = parameter[0].numel() if parameter.ndim in (2, 4) else 0

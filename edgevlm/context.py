@@ -1,0 +1,83 @@
+"""What a session's context holds, part by part: token ids, and embeddings of images.
+
+Parts can be compared without touching embeddings, which is how a session finds what its key/value cache already holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TypeAlias
+
+import numpy as np
+
+from edgevlm.assembly import Piece
+from edgevlm.prompt import IMAGE_PLACEHOLDER
+from edgevlm.runtimes.base import Float32, Segment
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings `[N, H]` of an image or a part of one; `key` and `index` identify them."""
+
+    key: bytes
+    index: int
+    rows: Float32 = field(compare=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+#: What fills the context: a token id, or embeddings, which take as many positions as there are.
+Part: TypeAlias = "int | Embeddings"
+
+
+def image_parts(pieces: Sequence[Piece], key: bytes) -> list[Part]:
+    """The segments that an image becomes, as parts; `key` is the image's hash."""
+    parts: list[Part] = []
+    for index, piece in enumerate(pieces):
+        if piece.ndim == 2:
+            parts.append(Embeddings(key, index, piece.astype(np.float32, copy=False)))
+        else:
+            parts += piece.tolist()
+    return parts
+
+
+def splice(ids: Sequence[int], images: Sequence[list[Part]]) -> list[Part]:
+    """Put images where their placeholders are."""
+    remaining = iter(images)
+    parts: list[Part] = []
+    for token in ids:
+        if token == IMAGE_PLACEHOLDER:
+            parts += next(remaining)
+        else:
+            parts.append(token)
+    return parts
+
+
+def total_positions(parts: Sequence[Part]) -> int:
+    """Positions that the parts take."""
+    return sum(1 if isinstance(part, int) else len(part) for part in parts)
+
+
+def image_positions(parts: Sequence[Part]) -> int:
+    """Positions that embeddings take."""
+    return sum(len(part) for part in parts if not isinstance(part, int))
+
+
+def common_prefix(held: Sequence[Part], wanted: Sequence[Part]) -> int:
+    """How many parts at the front are the same."""
+    pairs = enumerate(zip(held, wanted, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(held), len(wanted)))
+
+
+def segments(parts: Sequence[Part]) -> list[Segment]:
+    """Runs of token ids as int32 arrays, and embeddings."""
+    found: list[Segment] = []
+    for is_id, run in groupby(parts, key=lambda part: isinstance(part, int)):
+        if is_id:
+            found.append(np.array(list(run), np.int32))
+        else:
+            found += [part.rows for part in run if isinstance(part, Embeddings)]
+    return found

@@ -1,0 +1,48 @@
+"""The numbers of a causal decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """One causal decoder. Widths in channels; `rotary_dim` counts the leading channels of a head that rotate.
+
+    `architecture` names the decoder for formats that need a name (GGUF's `general.architecture`): `qwen2`, `llama`,
+    `phi2`.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rotary_dim: int
+    rope_theta: float
+    norm_eps: float
+    max_position_embeddings: int
+    norm: Literal["rms", "layer"] = "rms"
+    residual: Literal["sequential", "parallel"] = "sequential"
+    mlp: Literal["swiglu", "gelu_new"] = "swiglu"
+    qkv_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: Literal["none", "rms", "layer"] = "none"
+    post_attention_norm: Literal["none", "rms"] = "none"
+    tied_embeddings: bool = True
+    head_bias: bool = False
+
+    @property
+    def query_size(self) -> int:
+        """Channels of all query heads together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        """Channels of all key (or value) heads together."""
+        return self.num_key_value_heads * self.head_dim

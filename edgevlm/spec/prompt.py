@@ -1,0 +1,46 @@
+"""What happens to an image and a conversation before the model sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """From a decoded RGB image to pixels: made square, scaled by 1/255, normalised.
+
+    Attributes:
+        fit: `pad` to a square and resize, resize and `crop` the centre, or `stretch` without regard to the shape.
+    """
+
+    image_size: int
+    fit: Literal["pad", "crop", "stretch"] = "pad"
+    pad_colour: tuple[int, int, int] = (0, 0, 0)
+    resample: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """How a conversation becomes token ids.
+
+    `chat_template` is Jinja over `messages` (role, content as text that may hold `image_marker`) and
+    `add_generation_prompt`. The rendered text is cut at each `image_marker`, every piece tokenised on its own without
+    special tokens added, and image embeddings go where the marker stood. `image_token_id` stands for one image
+    embedding in formats that want ids throughout; it may lie outside the vocabulary.
+
+    Before a message's text stands `image_text` (which holds the marker) once for each of its images, then
+    `after_images`. A conversation may hold `max_images` images; 0 is any number.
+    """
+
+    chat_template: str
+    image_marker: str = "<image>"
+    image_token_id: int = 0
+    bos_token_id: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    default_system: str = ""
+    image_text: str = "<image>\n"
+    after_images: str = ""
+    max_images: int = 0

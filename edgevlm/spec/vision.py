@@ -1,0 +1,121 @@
+"""The numbers of the vision side: an encoder, a projector, and what leaves them.
+
+`kind` tells the encoders (and the projectors) apart where they are stored; each has its own fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+
+@dataclass(frozen=True)
+class FastViTHDSpec:
+    """The FastViTHD encoder (FastVLM, arXiv 2412.13303): three convolutional stages, then two with attention."""
+
+    kind: Literal["fastvithd"] = "fastvithd"
+    depths: tuple[int, ...] = (2, 12, 24, 4, 2)
+    dims: tuple[int, ...] = (96, 192, 384, 768, 1536)
+    mlp_ratio: int = 4
+    head_dim: int = 32
+    squeeze_channels: int = 192
+
+    @property
+    def output_size(self) -> int:
+        """Channels of an image feature before the projector."""
+        return 2 * self.dims[-1]
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per visual token along one axis."""
+        return 1 << (len(self.dims) + 1)
+
+
+@dataclass(frozen=True)
+class VitSpec:
+    """A vision transformer with learned positions: CLIP's, SigLIP's, InternViT, EVA.
+
+    Attributes:
+        num_hidden_layers: layers that run; those behind the features that a model takes are not part of it.
+        grid: patches along one side; the learned table has one row for each patch (and the class token).
+        class_token: a learned token goes before the patches.
+        keep_class_token: it is among the features, first.
+        patch_bias: the patch convolution has a bias.
+        pre_norm: LayerNorm on the embeddings (CLIP's `pre_layrnorm`).
+        post_norm: LayerNorm on the features.
+        layer_scale: a learned factor a channel on each branch (InternViT's `lambda_1`, `lambda_2`).
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    patch_size: int
+    grid: int
+    norm_eps: float
+    kind: Literal["vit"] = "vit"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    class_token: bool = False
+    keep_class_token: bool = False
+    patch_bias: bool = True
+    pre_norm: bool = False
+    post_norm: bool = False
+    layer_scale: bool = False
+
+    @property
+    def output_size(self) -> int:
+        """Channels of an image feature."""
+        return self.hidden_size
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per patch along one axis."""
+        return self.patch_size
+
+
+EncoderSpec: TypeAlias = FastViTHDSpec | VitSpec
+
+
+@dataclass(frozen=True)
+class MlpProjectorSpec:
+    """Two linear layers with an exact GELU between them (LLaVA's `mlp2x_gelu`), perhaps behind a LayerNorm."""
+
+    hidden_size: int
+    kind: Literal["mlp"] = "mlp"
+    input_norm: bool = False
+
+
+@dataclass(frozen=True)
+class LinearProjectorSpec:
+    """One linear layer."""
+
+    bias: bool
+    kind: Literal["linear"] = "linear"
+
+
+ProjectorSpec: TypeAlias = MlpProjectorSpec | LinearProjectorSpec
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """The vision side: a square of `image_size` pixels in, `image_tokens` embeddings out.
+
+    Attributes:
+        pixel_shuffle: features of a square of so many by so many patches are joined into one before the projector.
+    """
+
+    encoder: EncoderSpec
+    projector: ProjectorSpec
+    image_size: int
+    image_tokens: int
+    pixel_shuffle: int = 1
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per visual token along one axis."""
+        return self.encoder.stride * self.pixel_shuffle
+
+    @property
+    def feature_size(self) -> int:
+        """Channels that enter the projector."""
+        return self.encoder.output_size * self.pixel_shuffle**2
