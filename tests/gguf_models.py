@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import decoders
 import torch
 
 from edgevlm.models.decoder import Decoder
@@ -11,37 +12,19 @@ from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec
 from edgevlm.zoo.tokenizer import CHAT_TEMPLATE, build_tokenizer, save_tokenizer
 
 ROWS = 1040
-QWEN2 = DecoderSpec(
-    architecture="qwen2",
-    vocab_size=ROWS,
-    hidden_size=64,
-    intermediate_size=160,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    rotary_dim=16,
-    rope_theta=1e6,
-    norm_eps=1e-6,
-    max_position_embeddings=512,
-    qkv_bias=True,
-)
+QWEN2 = replace(decoders.QWEN2, vocab_size=ROWS, intermediate_size=160, rope_theta=1e6, max_position_embeddings=512)
 LLAMA = replace(
     QWEN2, architecture="llama", qkv_bias=False, tied_embeddings=False, rope_theta=1e4, head_dim=32, rotary_dim=32
 )
 PHI2 = replace(
-    QWEN2,
-    architecture="phi2",
+    decoders.PHI2,
+    vocab_size=ROWS,
+    intermediate_size=160,
+    num_attention_heads=4,
     num_key_value_heads=4,
+    head_dim=16,
     rotary_dim=8,
-    rope_theta=1e4,
-    norm="layer",
-    residual="parallel",
-    mlp="gelu_new",
-    attention_out_bias=True,
-    mlp_bias=True,
-    tied_embeddings=False,
-    head_bias=True,
+    max_position_embeddings=512,
 )
 
 
@@ -61,6 +44,8 @@ def make_model(decoder: DecoderSpec, tokenizer_files: dict[str, Path], seed: int
         decoder=decoder,
         preprocess=PreprocessSpec(128),
         prompt=PromptSpec(CHAT_TEMPLATE, stop_token_ids=(1022,), image_token_id=1023),
+        model_type="llava_qwen2",
+        model_class="LlavaQwen2ForCausalLM",
     )
     generator = torch.Generator().manual_seed(seed)
     module = Decoder(decoder).eval().requires_grad_(False)

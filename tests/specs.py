@@ -1,6 +1,10 @@
 """A small `ModelSpec` for tests that need one and no model."""
 
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+from dataclasses import replace
+
+from decoders import QWEN2
+
+from edgevlm.spec import FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
 
 TINY = ModelSpec(
     family="fastvlm",
@@ -11,18 +15,13 @@ TINY = ModelSpec(
         image_size=256,
         image_tokens=16,
     ),
-    decoder=DecoderSpec(
-        architecture="qwen2",
+    decoder=replace(
+        QWEN2,
         vocab_size=64,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=8,
         rotary_dim=8,
-        rope_theta=1e6,
-        norm_eps=1e-6,
         max_position_embeddings=128,
     ),
     preprocess=PreprocessSpec(image_size=256),

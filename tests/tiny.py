@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from decoders import QWEN2
 from onnx import TensorProto, helper, numpy_helper
-from onnx_models import QWEN2, make_decoder, write_decoder
+from onnx_models import make_decoder, write_decoder
 from torch import Tensor, nn
 
 from edgevlm.bundle import SCHEMA_VERSION, ArtifactEntry, Bundle, Manifest, open_bundle, sha256_file, write_manifest
@@ -48,6 +49,8 @@ def tiny_model(decoder: DecoderSpec = DECODER) -> VlmModel:
         decoder=decoder,
         preprocess=PreprocessSpec(SIZE),
         prompt=PromptSpec(CHAT_TEMPLATE, stop_token_ids=(1020,), default_system="You are a helpful assistant."),
+        model_type="llava_qwen2",
+        model_class="LlavaQwen2ForCausalLM",
     )
     torch.manual_seed(0)
     projector = MlpProjector(MlpProjectorSpec(decoder.hidden_size), FEATURES, decoder.hidden_size)

@@ -23,7 +23,13 @@ _SILENCE_S = 600.0
 
 @click.command(name="run")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--image", type=click.Path(path_type=Path), help="JPEG, PNG, WebP, BMP or GIF.  [default: none]")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="JPEG, PNG, WebP, BMP or GIF; several times for a question about several.  [default: none]",
+)
 @click.option("--prompt", required=True, help="The question.")
 @click.option("--system", help="System message.  [default: the model's own]")
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Length of the answer at most.")
@@ -41,7 +47,7 @@ _SILENCE_S = 600.0
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     bundle: Path,
-    image: Path | None,
+    images: tuple[Path, ...],
     vision_engine: str,
     decoder_engine: str,
     threads: int,
@@ -61,7 +67,7 @@ def command(
             "context_length": context_length,
             "verify": verify,
         },
-        "question": {"image": None if image is None else str(image), **question},
+        "question": {"image": [str(image) for image in images], **question},
     }
     with _waiting() as done_waiting:
 

@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx_models import DECODERS, GrowingCache, SharedCache, make_decoder, rounded, session, write_decoder
+from decoders import DECODERS
+from onnx_models import GrowingCache, SharedCache, make_decoder, rounded, session, write_decoder
 
 from edgevlm.models.decoder import Decoder
 from edgevlm.quant.schemes import Precision
