@@ -106,6 +106,8 @@ def test_unknown_model_type(refused: Refused, checkpoint: Path) -> None:
     message = _refused_export(refused, checkpoint)
     assert "unknown model_type 'telepathy'" in message
     assert "llava_qwen2" in message
+    _edit_config(checkpoint, model_type="llava_quen2")
+    assert "did you mean llava_qwen2?" in _refused_export(refused, checkpoint)
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{", "[" * 100_000, '{"model_type": "llava_qwen2"}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from edgevlm.errors import CheckpointError
@@ -32,4 +33,7 @@ def unknown_model(config: dict[str, Any], where: str, known: list[str]) -> Check
     what = f"unknown model_type {config.get('model_type')!r:.60}"
     if task is not None and task != WANTED_TASK:
         what += f": this is a {task} model, not an {WANTED_TASK} one"
+    nearest = difflib.get_close_matches(str(config.get("model_type")), known, n=1)
+    if nearest:
+        return CheckpointError(what, where, f"did you mean {nearest[0]}? `edgevlm models` lists what is known")
     return CheckpointError(what, where, f"known types: {', '.join(known)}")
