@@ -106,6 +106,9 @@ def test_unknown_model_type(refused: Refused, checkpoint: Path) -> None:
     message = _refused_export(refused, checkpoint)
     assert "unknown model_type 'telepathy'" in message
     assert "llava_qwen2" in message
+
+
+def test_the_nearest_model_type_is_named(refused: Refused, checkpoint: Path) -> None:
     _edit_config(checkpoint, model_type="llava_quen2")
     assert "did you mean llava_qwen2?" in _refused_export(refused, checkpoint)
 
