@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgevlm.spec import LinearProjectorSpec, MlpProjectorSpec, VisionSpec
+from edgevlm.models.qformer import QFormerProjector
+from edgevlm.spec import LinearProjectorSpec, MlpProjectorSpec, QFormerSpec, VisionSpec
 
 
 class MlpProjector(nn.Module):
@@ -39,6 +40,8 @@ def build_projector(vision: VisionSpec, hidden_size: int) -> nn.Module:
     spec = vision.projector
     if isinstance(spec, MlpProjectorSpec):
         return MlpProjector(spec, vision.feature_size, hidden_size)
+    if isinstance(spec, QFormerSpec):
+        return QFormerProjector(spec, vision.feature_size, hidden_size)
     return LinearProjector(spec, vision.feature_size, hidden_size)
 
 

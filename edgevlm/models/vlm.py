@@ -102,7 +102,7 @@ def with_resolution(model: VlmModel, resolution: int) -> VlmModel:
     spec = dataclasses.replace(
         spec,
         vision=dataclasses.replace(
-            vision, encoder=encoder, image_size=resolution, image_tokens=(resolution // vision.stride) ** 2
+            vision, encoder=encoder, image_size=resolution, image_tokens=vision.tokens_at(resolution)
         ),
         preprocess=dataclasses.replace(spec.preprocess, image_size=resolution),
     )

@@ -13,6 +13,7 @@ from edgevlm.spec.vision import (
     LinearProjectorSpec,
     MlpProjectorSpec,
     ProjectorSpec,
+    QFormerSpec,
     VisionSpec,
     VitSpec,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "PreprocessSpec",
     "ProjectorSpec",
     "PromptSpec",
+    "QFormerSpec",
     "VisionSpec",
     "VitSpec",
 ]

@@ -93,7 +93,27 @@ class LinearProjectorSpec:
     kind: Literal["linear"] = "linear"
 
 
-ProjectorSpec: TypeAlias = MlpProjectorSpec | LinearProjectorSpec
+@dataclass(frozen=True)
+class QFormerSpec:
+    """The Q-Former of BLIP-2 (arXiv 2301.12597) behind a LayerNorm, and one linear layer behind it.
+
+    Attributes:
+        num_queries: learned queries, each of which becomes one image embedding.
+        cross_attention_every: of so many layers the first attends to the features.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_queries: int
+    kind: Literal["qformer"] = "qformer"
+    cross_attention_every: int = 2
+    norm_eps: float = 1e-12
+    feature_norm_eps: float = 1e-5
+
+
+ProjectorSpec: TypeAlias = MlpProjectorSpec | LinearProjectorSpec | QFormerSpec
 
 
 @dataclass(frozen=True)
@@ -119,3 +139,9 @@ class VisionSpec:
     def feature_size(self) -> int:
         """Channels that enter the projector."""
         return self.encoder.output_size * self.pixel_shuffle**2
+
+    def tokens_at(self, resolution: int) -> int:
+        """Image embeddings of a square of `resolution` pixels a side."""
+        if isinstance(self.projector, QFormerSpec):
+            return self.projector.num_queries
+        return (resolution // self.stride) ** 2
