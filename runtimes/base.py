@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
-#: Token ids `int32[L]`, or embeddings `float32[L, H]`.
+#: Token ids `int32[L]`, or embeddings `float32[L, H]`; `float32[rows, columns, H]` for an image whose positions form a
+#: grid (decoders with `rope_sections`).
 Segment: TypeAlias = "Int32 | Float32"
 
 
@@ -68,7 +69,8 @@ class VisionEngine(Protocol):
 class DecoderEngine(Protocol):
     """A causal decoder with one key/value cache.
 
-    `position` counts the positions in the cache. Prefill and decode append to it.
+    `position` counts the places taken in the cache, one for each token and each embedding. Prefill and decode append
+    to it.
     """
 
     vocab_size: int

@@ -2,7 +2,7 @@
 
 In: a GGUF, the decoder's spec, prompts as token ids and embeddings. Out: logits. A prompt runs as one batch per
 `n_batch` positions: as tokens if it is text alone, else as embeddings (`llama_embedding`). Positions are contiguous
-from 0. llama.cpp aborts the process on some inputs, so sizes are checked here first.
+from 0, or those of M-RoPE. llama.cpp aborts the process on some inputs, so sizes are checked here first.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from edgevlm.errors import EngineError, InputError
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
 from edgevlm.runtimes.checks import check_fits, context_length, thread_count
 from edgevlm.runtimes.llama_embedding import TokenEmbedding
+from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import DecoderSpec
 
 _MAX_BATCH = 512
@@ -80,6 +81,7 @@ class LlamaCppDecoder:
         self._path, self._hidden_size = str(path), spec.hidden_size
         self._threads = thread_count(options.threads)
         self._reused = 0
+        self._rotary = RotaryPositions(self.context_length) if spec.rope_sections else None
         self._model = self._context = None
         self._library = library = load_library()
         _last_errors.clear()
@@ -93,8 +95,10 @@ class LlamaCppDecoder:
         self._batch_size: int = library.llama_n_batch(self._context)
         self._memory = library.llama_get_memory(self._context)
         self._llama_decode = library.llama_decode
-        self._token = (ctypes.c_int32 * 1)()
+        self._token, self._token_position = (ctypes.c_int32 * 1)(), (ctypes.c_int32 * 1)()
         self._step = library.llama_batch(n_tokens=1, token=self._token)
+        if self._rotary is not None:
+            self._step.pos = self._token_position
         self._logits_address = 0
         self._logits: Float32 = np.empty(0, np.float32)
 
@@ -129,13 +133,16 @@ class LlamaCppDecoder:
 
     def prefill(self, segments: list[Segment]) -> Float32:
         """See `DecoderEngine.prefill`. A failure empties the cache from the prompt's start on."""
-        self._check(segments)
+        rows = flat(segments)
+        self._check(rows)
         start = self._reused = self.position
-        inputs = self._merge(segments)
+        inputs = self._merge(rows)
+        positions = None if self._rotary is None else self._rotary.append(start, segments).astype(np.int32)
         try:
             for begin in range(0, len(inputs), self._batch_size):
                 piece = inputs[begin : begin + self._batch_size]
-                self._run(piece, last=begin + len(piece) == len(inputs))
+                at = None if positions is None else positions[:, begin : begin + len(piece)]
+                self._run(piece, at, last=begin + len(piece) == len(inputs))
         except EngineError:
             self.reset(start)
             raise
@@ -146,6 +153,8 @@ class LlamaCppDecoder:
         if self.position >= self.context_length:
             check_fits(self.position, 1, self.context_length)
         self._token[0] = token
+        if self._rotary is not None:
+            self._token_position[0] = self._rotary.advance(self.position)
         status = self._llama_decode(self._context, self._step)
         if status != 0:
             raise _explained(f"llama_decode returned {status} for token {token}", self._path)
@@ -155,7 +164,8 @@ class LlamaCppDecoder:
     def reset(self, keep: int = 0) -> None:
         """See `DecoderEngine.reset`."""
         keep = min(max(keep, 0), self.position)
-        if not self._library.llama_memory_seq_rm(self._memory, 0, keep, -1):
+        first = keep if self._rotary is None else self._rotary.at(keep)
+        if not self._library.llama_memory_seq_rm(self._memory, 0, first, -1):
             self._library.llama_memory_clear(self._memory, False)
             keep = 0
         self.position = keep
@@ -199,14 +209,20 @@ class LlamaCppDecoder:
         rows = [s if s.ndim == 2 else self._embedding.rows(s.astype(np.int32, copy=False)) for s in segments]
         return np.ascontiguousarray(np.concatenate(rows), np.float32)
 
-    def _run(self, piece: NDArray[Any], *, last: bool) -> None:
-        """One `llama_decode` of at most n_batch positions; logits for the last of them only where `last`."""
+    def _run(self, piece: NDArray[Any], positions: NDArray[np.int32] | None, *, last: bool) -> None:
+        """One `llama_decode` of at most n_batch positions; logits for the last of them only where `last`.
+
+        llama.cpp reads one rotary position for a token, and four rows of them for embeddings: three axes and a spare.
+        """
         library = self._library
         batch = library.llama_batch(n_tokens=len(piece))
         if piece.ndim == 1:
             batch.token = piece.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         else:
             batch.embd = piece.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        if positions is not None:
+            axes = np.concatenate((positions, np.zeros((1, len(piece)), np.int32)))
+            batch.pos = axes.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         outputs = np.zeros(len(piece), np.int8)
         outputs[-1] = last
         batch.logits = outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))

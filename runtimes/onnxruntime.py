@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgevlm.errors import BundleError
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
 from edgevlm.runtimes.checks import HINT, check_fits, checked_features, context_length, engine_errors, thread_count
+from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import ModelSpec
 
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
@@ -89,6 +90,8 @@ class OnnxRuntimeDecoder:
         }
         self._mask = np.ones((1, self.context_length), np.int64)
         self._one = np.ones((), np.int64)
+        self._rotary = RotaryPositions(self.context_length) if numbers.rope_sections else None
+        self._token_position = np.zeros((3, 1, 1), np.int64)
         self._logits: Float32 = np.empty((1, 1, self.vocab_size), np.float32)
 
         self._token = np.zeros((1, 1), np.int64)
@@ -97,11 +100,14 @@ class OnnxRuntimeDecoder:
         _bind_input(self._look_up, "input_ids", self._token)
         _bind_output(self._look_up, self._embed.get_outputs()[0].name, self._embedding)
         self._step = self._bind(self._embedding)
+        if self._rotary is not None:
+            _bind_input(self._step, "position_ids", self._token_position)
 
     def _check_inputs(self, path: Path, spec: ModelSpec) -> None:
         numbers = spec.decoder
         last = f"past_key_values.{numbers.num_hidden_layers - 1}.value"
-        needed = ("inputs_embeds", "attention_mask", "num_logits_to_keep", last)
+        needed = ["inputs_embeds", "attention_mask", "num_logits_to_keep", last]
+        needed += ["position_ids"] if numbers.rope_sections else []
         missing = [name for name in needed if name not in self._inputs]
         if missing:
             raise BundleError(f"the decoder graph has no input {missing[0]}", str(path), HINT)
@@ -137,15 +143,19 @@ class OnnxRuntimeDecoder:
             EngineError: the runtime failed.
             InputError: the segments do not fit into the context.
         """
-        length = sum(len(segment) for segment in segments)
+        rows = flat(segments)
+        length = sum(map(len, rows))
         check_fits(self.position, length, self.context_length)
         embeddings = np.empty((1, length, self._embedding.shape[2]), self._embedding.dtype)
         start = 0
-        for segment in segments:
+        for segment in rows:
             stop = start + len(segment)
             embeddings[0, start:stop] = segment if segment.ndim == 2 else self._embed_ids(segment)
             start = stop
         binding = self._bind(embeddings)
+        if self._rotary is not None:
+            positions = np.ascontiguousarray(self._rotary.append(self.position, segments)[:, None])
+            _bind_input(binding, "position_ids", positions)
         self._append(binding, length, "the decoder failed on the prompt")
         return self._last_logits().copy()
 
@@ -168,6 +178,8 @@ class OnnxRuntimeDecoder:
         self._token[0, 0] = token
         with engine_errors("the embedding graph failed"):
             self._embed.run_with_iobinding(self._look_up)
+        if self._rotary is not None:
+            self._token_position.fill(self._rotary.advance(self.position))
         self._append(self._step, 1, "the decoder failed on a token")
         return self._last_logits()
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
 from edgevlm.runtimes.checks import check_fits, checked_features, context_length
+from edgevlm.runtimes.positions import RotaryPositions, flat
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,7 @@ class TorchDecoder:
         self.vocab_size = model.spec.decoder.vocab_size
         self.context_length = context_length(options, model.spec.decoder.max_position_embeddings)
         self.position = 0
+        self._rotary = RotaryPositions(self.context_length) if model.spec.decoder.rope_sections else None
 
     def prefill(self, segments: list[Segment]) -> Float32:
         """Append the segments in order; return the logits `[V]` of the last position.
@@ -70,9 +72,15 @@ class TorchDecoder:
         """
         import torch
 
-        check_fits(self.position, sum(len(segment) for segment in segments), self.context_length)
+        rows = flat(segments)
+        length = sum(map(len, rows))
+        check_fits(self.position, length, self.context_length)
+        if self._rotary is None:
+            positions = torch.arange(self.position, self.position + length)[None]
+        else:
+            positions = torch.from_numpy(self._rotary.append(self.position, segments))[:, None]
         with torch.inference_mode():
-            return self._append(torch.cat([self._embed(segment) for segment in segments]))
+            return self._append(torch.cat([self._embed(segment) for segment in rows]), positions)
 
     def decode(self, token: int) -> Float32:
         """Append one token; return the logits `[V]` after it."""
@@ -100,10 +108,7 @@ class TorchDecoder:
             return torch.from_numpy(segment)
         return self._decoder.embed_tokens(torch.from_numpy(segment.astype(np.int64)))  # type: ignore[no-any-return]
 
-    def _append(self, embeddings: torch.Tensor) -> Float32:
-        import torch
-
-        positions = torch.arange(self.position, self.position + len(embeddings))[None]
+    def _append(self, embeddings: torch.Tensor, positions: torch.Tensor) -> Float32:
         logits, self._cache = self._decoder(embeddings[None], positions, self._cache, last_only=True)
         self.position += len(embeddings)
         result: Float32 = logits[0, 0].numpy()

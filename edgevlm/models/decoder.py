@@ -32,6 +32,18 @@ def rotary_tables(positions: Tensor, rotary_dim: int, theta: float) -> KeyValue:
     return angles.cos(), angles.sin()
 
 
+def join_axes(tables: KeyValue, sections: tuple[int, ...]) -> KeyValue:
+    """M-RoPE (Qwen2-VL, arXiv 2409.12191): tables of three axes `[3, ..., D / 2]` to one `[..., D / 2]`.
+
+    The first section of the frequencies is taken from the first axis, the next from the next.
+    """
+    cos, sin = (
+        torch.cat([part[axis] for axis, part in enumerate(torch.split(table, list(sections), dim=-1))], dim=-1)
+        for table in tables
+    )
+    return cos, sin
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Half-split rotation of the leading `2 * cos.shape[-1]` channels of `x` `[B, heads, S, D]`."""
     half = cos.shape[-1]
@@ -165,7 +177,7 @@ class Decoder(nn.Module):
 
         Args:
             inputs_embeds: `[B, S, H]`.
-            position_ids: int `[B, S]`, absolute.
+            position_ids: int `[B, S]`, absolute; `[3, B, S]` for M-RoPE.
             past: per layer keys and values `[B, heads, P, D]`.
             mask: bool `[B or 1, 1, S, P+S]`, true where attention is allowed; causal when None.
             last_only: compute the logits of the last position alone.
@@ -180,6 +192,8 @@ class Decoder(nn.Module):
             allowed = torch.ones(length, total, dtype=torch.bool, device=inputs_embeds.device)
             mask = allowed.tril(offset)[None, None]
         rotary = rotary_tables(position_ids, spec.rotary_dim, spec.rope_theta)
+        if spec.rope_sections:
+            rotary = join_axes(rotary, spec.rope_sections)
         x, presents = inputs_embeds, []
         for index, layer in enumerate(self.layers):
             x, present = layer(x, rotary, past[index] if past else None, mask)

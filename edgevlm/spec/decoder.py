@@ -11,7 +11,11 @@ class DecoderSpec:
     """One causal decoder. Widths in channels; `rotary_dim` counts the leading channels of a head that rotate.
 
     `architecture` names the decoder for formats that need a name (GGUF's `general.architecture`): `qwen2`, `llama`,
-    `phi2`.
+    `phi2`, `qwen2vl`.
+
+    Attributes:
+        rope_sections: rotary frequencies that turn by the position in time, in height and in width (M-RoPE); empty
+            where there is one position.
     """
 
     architecture: str
@@ -36,6 +40,7 @@ class DecoderSpec:
     post_attention_norm: Literal["none", "rms"] = "none"
     tied_embeddings: bool = True
     head_bias: bool = False
+    rope_sections: tuple[int, ...] = ()
 
     @property
     def query_size(self) -> int:

@@ -30,6 +30,7 @@ class Architecture:
         dense_bias: biases on the attention output, the MLP and the head.
         interleaved_rotary: rotates neighbouring channels (x0, x1) instead of halves, so q and k rows are reordered.
         free_head_dim: heads x head_dim may differ from hidden_size.
+        rope_sections: positions on three axes (M-RoPE).
     """
 
     norm: str
@@ -39,11 +40,13 @@ class Architecture:
     dense_bias: bool
     interleaved_rotary: bool
     free_head_dim: bool
+    rope_sections: bool = False
 
 
 ARCHITECTURES = {
     "llama": Architecture("rms", "sequential", "swiglu", None, False, True, True),
     "qwen2": Architecture("rms", "sequential", "swiglu", True, False, False, False),
+    "qwen2vl": Architecture("rms", "sequential", "swiglu", True, False, False, False, rope_sections=True),
     "phi2": Architecture("layer", "parallel", "gelu_new", True, True, False, False),
 }
 
@@ -87,6 +90,8 @@ def _mismatch(decoder: DecoderSpec, architecture: Architecture) -> str | None:
         have, need = getattr(decoder, field), getattr(architecture, field)
         if have != need:
             return f"llama.cpp's {name} graph has {field} {need!r}, the model has {have!r}"
+    if bool(decoder.rope_sections) != architecture.rope_sections:
+        return f"llama.cpp's {name} graph {'needs' if architecture.rope_sections else 'has no'} positions on three axes"
     dense = {decoder.attention_out_bias, decoder.mlp_bias}
     if dense != {architecture.dense_bias} or decoder.head_bias != architecture.dense_bias:
         return f"llama.cpp's {name} graph {'needs' if architecture.dense_bias else 'has no'} biases on its dense layers"
@@ -139,6 +144,9 @@ def add_hyperparameters(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:
     writer.add_value_length(decoder.head_dim)
     writer.add_rope_dimension_count(decoder.rotary_dim)
     writer.add_rope_freq_base(decoder.rope_theta)
+    if decoder.rope_sections:
+        # llama.cpp has room for a fourth axis.
+        writer.add_rope_dimension_sections([*decoder.rope_sections, 0])
     if decoder.norm == "rms":
         writer.add_layer_norm_rms_eps(decoder.norm_eps)
     else:

@@ -75,15 +75,19 @@ class DecoderBuilder:
         spec, dialect, attention = self.spec, self.dialect, layer.self_attn
         path = f"layers.{index}.self_attn"
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        if spec.qk_norm == "none":
-            query, key, value = self._linear(normed, f"{path}.qkv_proj", *projections), "", ""
-        else:
-            names = (f"{path}.q_proj", f"{path}.k_proj", f"{path}.v_proj")
-            query, key, value = (self._linear(normed, n, p) for n, p in zip(names, projections, strict=True))
+        if spec.qk_norm == "none" and not spec.rope_sections:
+            fused = self._linear(normed, f"{path}.qkv_proj", *projections)
+            return dialect.attention(fused, "", "", index, f"{path}.mixed")
+        names = (f"{path}.q_proj", f"{path}.k_proj", f"{path}.v_proj")
+        query, key, value = (self._linear(normed, n, p) for n, p in zip(names, projections, strict=True))
+        if spec.qk_norm != "none":
             for_query = (spec.num_attention_heads, spec.qk_norm, *_affine(attention.q_norm), spec.norm_eps)
             for_key = (spec.num_key_value_heads, spec.qk_norm, *_affine(attention.k_norm), spec.norm_eps)
             query = dialect.head_norm(query, *for_query, f"{path}.q_norm")
             key = dialect.head_norm(key, *for_key, f"{path}.k_norm")
+        if spec.rope_sections:
+            query = dialect.rotate(query, spec.num_attention_heads, f"{path}.q_rotated")
+            key = dialect.rotate(key, spec.num_key_value_heads, f"{path}.k_rotated")
         return dialect.attention(query, key, value, index, f"{path}.mixed")
 
     def _mlp(self, path: str, layer: DecoderLayer, normed: str) -> str:

@@ -52,13 +52,39 @@ class OrtDialect:
         shape = graph.op("Shape", [mask], "mask.total", start=1, end=2)
         total = graph.op("Squeeze", [shape, graph.integers(0)], "mask.total_scalar")
         graph.op("Cast", [total], "total_sequence_length", to=INT32)
-        positions = torch.arange(spec.max_position_embeddings)
-        cos, sin = rotary_tables(positions, spec.rotary_dim, spec.rope_theta)
-        graph.tensor("rotary.cos", cos.numpy())
-        graph.tensor("rotary.sin", sin.numpy())
+        if spec.rope_sections:
+            self._rotary_of_positions()
+        else:
+            positions = torch.arange(spec.max_position_embeddings)
+            cos, sin = rotary_tables(positions, spec.rotary_dim, spec.rope_theta)
+            graph.tensor("rotary.cos", cos.numpy())
+            graph.tensor("rotary.sin", sin.numpy())
         keep = graph.op("Neg", ["num_logits_to_keep"], "keep.start")
         graph.op("Reshape", [keep, graph.integers(1)], "keep.starts")
         return embeds
+
+    def _rotary_of_positions(self) -> None:
+        """M-RoPE: cosine and sine `[B, S, D / 2]` of the positions `[3, B, S]` on three axes, which are an input.
+
+        Each frequency belongs to one axis, so a product with `[3, D / 2]`, zero elsewhere, gives all angles exactly.
+        """
+        graph, spec = self.graph, self.spec
+        frequencies = spec.rope_theta ** (-np.arange(0, spec.rotary_dim, 2, dtype=np.float64) / spec.rotary_dim)
+        axis = np.repeat(np.arange(len(spec.rope_sections)), spec.rope_sections)
+        table = np.where(np.arange(3)[:, None] == axis, frequencies, 0.0).astype(np.float32)
+        ids = graph.input("position_ids", INT64, [3, "batch_size", "sequence_length"])
+        positions = graph.op("Cast", [ids], "rotary.positions", to=FLOAT)
+        last = graph.op("Transpose", [positions], "rotary.positions_last", perm=[1, 2, 0])
+        angles = graph.op("MatMul", [last, graph.tensor("rotary.frequencies", table)], "rotary.angles")
+        graph.op("Cos", [angles], "rotary.cos")
+        graph.op("Sin", [angles], "rotary.sin")
+
+    def rotate(self, x: str, heads: int, name: str) -> str:
+        """Turn the heads of `[B, S, heads * D]` by the positions given as an input; else `attention` does it."""
+        inputs = [x, "rotary.cos", "rotary.sin"]
+        return self.graph.op(
+            "RotaryEmbedding", inputs, name, num_heads=heads, rotary_embedding_dim=self.spec.rotary_dim
+        )
 
     def _cache_shape(self, length: str) -> list[str | int]:
         return ["batch_size", self.spec.num_key_value_heads, length, self.spec.head_dim]
@@ -170,21 +196,22 @@ class OrtDialect:
         return graph.op("Reshape", [normed, graph.integers(0, 0, heads * spec.head_dim)], name)
 
     def attention(self, query: str, key: str, value: str, index: int, name: str) -> str:
-        """Rotary positions, cache update and causal grouped-query attention: `[B, S, heads * D]`.
+        """Cache update and causal grouped-query attention: `[B, S, heads * D]`.
 
-        `query` alone may hold queries, keys and values side by side; then `key` and `value` are empty.
+        Queries and keys are turned by their places in the sequence, unless the positions are an input. `query` alone
+        may hold queries, keys and values side by side; then `key` and `value` are empty.
         """
         spec, past = self.spec, f"past_key_values.{index}"
         inputs = [query, key, value, f"{past}.key", f"{past}.value", "seqlens_k", "total_sequence_length"]
         present = [f"present.{index}.key", f"present.{index}.value"]
         self.graph.ops(
             "GroupQueryAttention",
-            [*inputs, "rotary.cos", "rotary.sin"],
+            inputs if spec.rope_sections else [*inputs, "rotary.cos", "rotary.sin"],
             [name, *present],
             domain=CONTRIB,
             num_heads=spec.num_attention_heads,
             kv_num_heads=spec.num_key_value_heads,
-            do_rotary=1,
+            do_rotary=0 if spec.rope_sections else 1,
         )
         return name
 
