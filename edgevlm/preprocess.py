@@ -17,7 +17,8 @@ from PIL import Image
 
 from edgevlm.errors import InputError
 from edgevlm.imageio import MAX_SIDE, ImageInput, load_image
-from edgevlm.spec import PreprocessSpec
+from edgevlm.spec import AnyresTiles, PreprocessSpec
+from edgevlm.tiling import cut
 
 _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -59,13 +60,21 @@ def preprocess(image: ImageInput, spec: PreprocessSpec) -> NDArray[np.float32]:
     return normalise(prepare(load_image(image), spec).tiles, spec)
 
 
-def prepare(image: Image.Image, spec: PreprocessSpec) -> PreparedImage:
+def prepare(image: Image.Image, spec: PreprocessSpec, images: int = 1) -> PreparedImage:
     """An RGB image to its tiles.
+
+    Args:
+        image: upright.
+        spec: how to make squares of it.
+        images: how many images the question has; with several, some families look at each as one tile.
 
     Raises:
         InputError: the image is too elongated to crop.
     """
-    return PreparedImage(fit_square(image, spec)[None], image.width, image.height)
+    if spec.tiles is None or (images > 1 and isinstance(spec.tiles, AnyresTiles)):
+        return PreparedImage(fit_square(image, spec)[None], image.width, image.height)
+    tiles = cut(image, spec.tiles, spec.image_size, _RESAMPLE[spec.resample])
+    return PreparedImage(tiles.pixels, image.width, image.height, tiles.rows, tiles.columns)
 
 
 def fit_square(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ ZOO_HOST_HALF = (
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "tables", "progress"),
     ("atomic", "chat_template", "child", "imageio", "sampling", "spec", "tokenizer"),
+    ("tiling",),
     ("answer", "zoo", "zoo.drawing", "zoo.digits", "recipe", "bundle", "preprocess", "prompt", "targets"),
     ("assembly", "models", "zoo.scenes"),
     ("quant", "pruning", "runtimes"),

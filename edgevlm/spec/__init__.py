@@ -7,6 +7,7 @@ stores and what the session on the device needs. It holds no tensors and imports
 from edgevlm.spec.decoder import DecoderSpec
 from edgevlm.spec.model import ModelSpec
 from edgevlm.spec.prompt import PreprocessSpec, PromptSpec
+from edgevlm.spec.tiles import AnyresTiles, AspectTiles, FramedLayout, ImageLayout, RowsLayout, SplitTiles, TileSpec
 from edgevlm.spec.vision import (
     EncoderSpec,
     FastViTHDSpec,
@@ -19,9 +20,13 @@ from edgevlm.spec.vision import (
 )
 
 __all__ = [
+    "AnyresTiles",
+    "AspectTiles",
     "DecoderSpec",
     "EncoderSpec",
     "FastViTHDSpec",
+    "FramedLayout",
+    "ImageLayout",
     "LinearProjectorSpec",
     "MlpProjectorSpec",
     "ModelSpec",
@@ -29,6 +34,9 @@ __all__ = [
     "ProjectorSpec",
     "PromptSpec",
     "QFormerSpec",
+    "RowsLayout",
+    "SplitTiles",
+    "TileSpec",
     "VisionSpec",
     "VitSpec",
 ]

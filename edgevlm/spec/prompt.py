@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from edgevlm.spec.tiles import ImageLayout, TileSpec
+
 
 @dataclass(frozen=True)
 class PreprocessSpec:
@@ -12,6 +14,7 @@ class PreprocessSpec:
 
     Attributes:
         fit: `pad` to a square and resize, resize and `crop` the centre, or `stretch` without regard to the shape.
+        tiles: how the image is cut into several squares of `image_size`; None is one square.
     """
 
     image_size: int
@@ -20,6 +23,7 @@ class PreprocessSpec:
     resample: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    tiles: TileSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class PromptSpec:
     embedding in formats that want ids throughout; it may lie outside the vocabulary.
 
     Before a message's text stands `image_text` (which holds the marker) once for each of its images, then
-    `after_images`. A conversation may hold `max_images` images; 0 is any number.
+    `after_images`. A conversation may hold `max_images` images; 0 is any number. `image_layout` says what takes the
+    marker's place; None is the embeddings of all tiles, one after the other.
     """
 
     chat_template: str
@@ -44,3 +49,4 @@ class PromptSpec:
     image_text: str = "<image>\n"
     after_images: str = ""
     max_images: int = 0
+    image_layout: ImageLayout | None = None
