@@ -6,13 +6,16 @@ order, that take the place of the image's marker. Their number of positions is k
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.errors import BundleError
+from edgevlm.feature_rows import feature_map, pack
 from edgevlm.preprocess import PreparedImage
-from edgevlm.spec import ModelSpec
+from edgevlm.spec import FramedLayout, ModelSpec, RowsLayout
 from edgevlm.tokenizer import Tokenizer
 
 #: Token ids `int32[L]`, or embeddings `float32[L, H]`.
@@ -22,13 +25,38 @@ Piece: TypeAlias = "NDArray[np.int32] | NDArray[np.float32]"
 class ImageAssembler:
     """Puts the features of one model's images together."""
 
-    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer) -> None:
-        self._spec = spec
+    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer, newline: NDArray[np.float32] | None = None) -> None:
+        """Prepare for one model.
+
+        Args:
+            spec: the model's.
+            tokenizer: of the text between tiles.
+            newline: the embedding `[H]` that ends a row of features, for models that have one.
+
+        Raises:
+            BundleError: the model needs a newline, and features in a square; there is none, or they are not.
+        """
+        self._tokens = spec.vision.image_tokens
+        self._layout = spec.prompt.image_layout
         self._tokenizer = tokenizer
+        self._newline = newline
+        if isinstance(self._layout, RowsLayout):
+            if newline is None:
+                raise BundleError("the bundle has no image newline", spec.name, "export it again")
+            if math.isqrt(self._tokens) ** 2 != self._tokens:
+                raise BundleError(f"{self._tokens} features of a tile are not a square", spec.name, "export it again")
 
     def positions(self, image: PreparedImage) -> int:
         """Positions that the image takes in the context."""
-        return len(image.tiles) * self._spec.vision.image_tokens
+        if isinstance(self._layout, RowsLayout):
+            if len(image.tiles) == 1:
+                return self._tokens + 1
+            side = math.isqrt(self._tokens)
+            return self._tokens + feature_map(image, side, self._layout.max_tiles).positions
+        embeddings = len(image.tiles) * self._tokens
+        if isinstance(self._layout, FramedLayout):
+            return embeddings + sum(map(len, self._texts(image, self._layout)))
+        return embeddings
 
     def pieces(self, features: NDArray[np.float32], image: PreparedImage) -> list[Piece]:
         """Segments of the image.
@@ -37,5 +65,25 @@ class ImageAssembler:
             features: `[T, N, H]`, one row of N embeddings a tile.
             image: the image they were computed from.
         """
-        del image  # one tile is the whole image
+        if isinstance(self._layout, RowsLayout):
+            assert self._newline is not None
+            return [pack(features, image, self._newline, self._layout.max_tiles)]
+        if isinstance(self._layout, FramedLayout):
+            *before, end = self._texts(image, self._layout)
+            framed = [piece for pair in zip(before, features, strict=True) for piece in pair]
+            return [*framed, end]
         return list(features)
+
+    def _texts(self, image: PreparedImage, layout: FramedLayout) -> list[NDArray[np.int32]]:
+        """Ids of the text before each tile, then of the text after the last."""
+        texts = []
+        gap = ""
+        if len(image.tiles) > 1:
+            for row in range(1, image.rows + 1):
+                for column in range(1, image.columns + 1):
+                    texts.append(gap + layout.tile_text.replace("{row}", str(row)).replace("{column}", str(column)))
+                    gap = ""
+                gap = layout.row_end
+            gap += layout.tiles_end
+        texts += [gap + layout.whole_text, layout.end_text]
+        return [np.array(self._tokenizer.encode(text), np.int32) for text in texts]

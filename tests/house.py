@@ -19,6 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("atomic", "chat_template", "child", "imageio", "sampling", "spec", "tokenizer"),
     ("tiling",),
     ("answer", "zoo", "zoo.drawing", "zoo.digits", "recipe", "bundle", "preprocess", "prompt", "targets"),
+    ("feature_rows",),
     ("assembly", "models", "zoo.scenes"),
     ("quant", "pruning", "runtimes"),
     ("context", "exporters", "generation"),
