@@ -37,6 +37,7 @@ class Recipe(BaseModel):
         precision: weights of the decoder and its embedding.
         gguf_type: the exact GGUF type where `format` is gguf; None derives it from `precision`.
         vision_precision: storage of the vision tower; None takes fp16 unless `precision` is fp32.
+        mmproj: beside a GGUF, also write the vision side as llama.cpp's own image support reads it.
         resolution: input pixels along one side, a multiple of the encoder's stride; None keeps the checkpoint's.
         target: the device profile.
         verify: thresholds that differ from the table.
@@ -50,6 +51,7 @@ class Recipe(BaseModel):
     precision: Precision = "int4"
     gguf_type: GgufType | None = None
     vision_precision: Precision | None = None
+    mmproj: bool = False
     resolution: int | None = Field(default=None, gt=0)
     target: Literal["cpu"] = "cpu"
     verify: VerifyThresholds = VerifyThresholds()

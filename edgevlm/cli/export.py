@@ -20,6 +20,9 @@ _PRECISIONS = click.Choice(get_args(Precision))
 @click.option("--precision", type=_PRECISIONS, help="Weights of the decoder.  [default: int4]")
 @click.option("--vision-precision", type=_PRECISIONS, help="Weights of the vision tower.  [default: fp16]")
 @click.option("--gguf-type", type=click.Choice(get_args(GgufType)), help="Exact GGUF type, instead of --precision.")
+@click.option(
+    "--mmproj", is_flag=True, default=None, help="With GGUF: also write the vision side for llama.cpp's own tools."
+)
 @click.option("--resolution", type=int, help="Input pixels along one side.  [default: the checkpoint's]")
 @click.option("--target", help="Device profile.  [default: cpu]")
 @click.option("--recipe", type=click.Path(path_type=Path), help="YAML file with the same fields; flags win.")
@@ -31,6 +34,7 @@ def command(
     precision: str | None,
     vision_precision: str | None,
     gguf_type: str | None,
+    mmproj: bool | None,
     resolution: int | None,
     target: str | None,
     recipe: Path | None,
@@ -46,6 +50,7 @@ def command(
         "precision": precision,
         "vision_precision": vision_precision,
         "gguf_type": gguf_type,
+        "mmproj": mmproj,
         "resolution": resolution,
         "target": target,
     }

@@ -27,6 +27,8 @@ from edgevlm.exporters import onnx
 from edgevlm.exporters.base import Artifact, Precision, Progress
 from edgevlm.exporters.gguf import exporter as gguf
 from edgevlm.exporters.gguf.layout import supports as gguf_supports
+from edgevlm.exporters.gguf.mmproj import export_mmproj
+from edgevlm.exporters.gguf.mmproj import supports as mmproj_supports
 from edgevlm.models import VlmModel, load, resolve
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.recipe import GgufType, Recipe
@@ -74,6 +76,8 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
             artifacts += onnx.export_vision_part(
                 model, work, vision_precision=vision_precision, progress=_part(report, 0.5, 1)
             )
+            if recipe.mmproj:
+                artifacts += export_mmproj(model, work, precision=vision_precision, progress=_part(report, 1, 1))
         else:
             artifacts = onnx.export(
                 model, work, precision=recipe.precision, vision_precision=vision_precision, progress=report
@@ -91,8 +95,11 @@ def _refuse_unsupported(recipe: Recipe, model: VlmModel, vision: Precision, gguf
     reason = onnx.supports(model.spec, recipe.precision, vision)
     if recipe.format == "gguf":
         reason = gguf_supports(model.spec, gguf_type) or onnx.supports(model.spec, "fp32", vision)
+        reason = reason or (mmproj_supports(model.spec) if recipe.mmproj else None)
     elif recipe.gguf_type is not None:
         reason = f"gguf_type {recipe.gguf_type} belongs to format gguf, not {recipe.format}"
+    elif recipe.mmproj:
+        reason = f"mmproj belongs to format gguf, not {recipe.format}"
     if reason is not None:
         raise UnsupportedError(
             f"cannot export {model.spec.name} to {recipe.format}: {reason}", recipe.model, "see docs/export.md"

@@ -14,19 +14,18 @@ from typing import Any
 
 import gguf
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from edgevlm.errors import CheckpointError, UnsupportedError
+from edgevlm.errors import UnsupportedError
 from edgevlm.exporters.base import Artifact, Progress
 from edgevlm.exporters.gguf.layout import add_hyperparameters, reorder_rotary, supports, tensor_name
 from edgevlm.exporters.gguf.summary import summarize
 from edgevlm.exporters.gguf.tokenizer import add_tokenizer
+from edgevlm.exporters.gguf.values import gguf_values
 from edgevlm.models.vlm import VlmModel
 from edgevlm.runtimes.checks import thread_count
 from edgevlm.runtimes.llama_quantize import QuantizeChoice, quantize_gguf
 
-_CHUNK_ELEMENTS = 1 << 22
 _WRITE_SHARE = 0.4
 
 #: How each quantized type is made. At q4_0 the embedding is 4-bit as well: it is also the head of a tied model, read
@@ -108,7 +107,7 @@ def _write(model: VlmModel, path: Path, gguf_type: str, progress: Callable[[floa
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for index, weight in enumerate(weights):
-            values = _values(weight)
+            values = gguf_values(weight.tensor, weight.dtype, weight.source)
             writer.write_tensor_data(reorder_rotary(weight.name, values, spec.decoder))
             progress((index + 1) / len(weights))
     finally:
@@ -123,17 +122,3 @@ def _weights(model: VlmModel, full: bool) -> Iterator[_Weight]:
             raise UnsupportedError("GGUF has no name for this tensor", source)
         matrix = tensor.dim() > 1
         yield _Weight(source, name, tensor, np.dtype(np.float16 if matrix and not full else np.float32))
-
-
-def _values(weight: _Weight) -> NDArray[Any]:
-    """The tensor in the dtype of the file, converted a piece at a time."""
-    flat = weight.tensor.detach().reshape(-1)
-    values = np.empty(flat.numel(), weight.dtype)
-    for start in range(0, values.size, _CHUNK_ELEMENTS):
-        piece = flat[start : start + _CHUNK_ELEMENTS].float().numpy()
-        with np.errstate(over="ignore"):
-            values[start : start + piece.size] = piece
-        if not np.isfinite(values[start : start + piece.size]).all():
-            fits = "is not finite" if not np.isfinite(piece).all() else "does not fit float16; use --gguf-type f32"
-            raise CheckpointError(f"a weight {fits}", weight.source)
-    return values.reshape(weight.tensor.shape)
