@@ -17,6 +17,7 @@ from PIL import Image
 
 from edgevlm.errors import InputError
 from edgevlm.imageio import MAX_SIDE, ImageInput, load_image
+from edgevlm.patches import pack, scale
 from edgevlm.spec import AnyresTiles, PreprocessSpec
 from edgevlm.tiling import cut
 
@@ -33,7 +34,7 @@ class PreparedImage:
     """One image as the tiles that the encoder sees.
 
     Attributes:
-        tiles: uint8 `[T, R, R, 3]`.
+        tiles: uint8 `[T, R, R, 3]`; `[1, H, W, 3]` for an image that keeps its shape.
         width, height: of the image that they were cut from, in pixels.
         rows, columns: of the tiles that cover the image; a view of the whole image is not counted.
     """
@@ -71,6 +72,9 @@ def prepare(image: Image.Image, spec: PreprocessSpec, images: int = 1) -> Prepar
     Raises:
         InputError: the image is too elongated to crop.
     """
+    if spec.patches is not None:
+        pixels = scale(image, spec.patches, _RESAMPLE[spec.resample])
+        return PreparedImage(pixels[None], image.width, image.height)
     if spec.tiles is None or (images > 1 and isinstance(spec.tiles, AnyresTiles)):
         return PreparedImage(fit_square(image, spec)[None], image.width, image.height)
     tiles = cut(image, spec.tiles, spec.image_size, _RESAMPLE[spec.resample])
@@ -89,7 +93,10 @@ def fit_square(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
 
 
 def normalise(tiles: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
-    """uint8 `[T, R, R, 3]` to float32 `[T, 3, R, R]`: `(value / 255 - mean) / std`."""
+    """uint8 `[T, R, R, 3]` to float32 `[T, 3, R, R]`: `(value / 255 - mean) / std`.
+
+    An image that keeps its shape, `[1, H, W, 3]`, becomes patches `[rows, columns, M, V]` (`patches.pack`).
+    """
     count, height, width = tiles.shape[:3]
     pixels = np.empty((count, 3, height, width), dtype=np.float32)
     np.divide(tiles.transpose(0, 3, 1, 2), np.float32(255), out=pixels)
@@ -99,7 +106,7 @@ def normalise(tiles: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.floa
             plane -= np.float32(mean)
         if std != 1:
             plane /= np.float32(std)
-    return pixels
+    return pixels if spec.patches is None else pack(pixels[0], spec.patches)
 
 
 def _pad_and_resize(image: Image.Image, spec: PreprocessSpec) -> Image.Image:

@@ -17,7 +17,7 @@ ZOO_HOST_HALF = (
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "tables", "progress"),
     ("atomic", "chat_template", "child", "imageio", "sampling", "spec", "tokenizer"),
-    ("tiling",),
+    ("patches", "tiling"),
     ("answer", "zoo", "zoo.drawing", "zoo.digits", "recipe", "bundle", "preprocess", "prompt", "targets"),
     ("feature_rows",),
     ("assembly", "models", "zoo.scenes"),

@@ -7,7 +7,8 @@ at a time.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,9 +18,10 @@ from edgevlm.errors import InputError
 from edgevlm.models.decoder import Decoder
 from edgevlm.models.fastvithd import FastViTHD
 from edgevlm.models.projector import build_projector, pixel_shuffle
+from edgevlm.models.qwen2_vision import Qwen2Vision
 from edgevlm.models.tensors import assign
 from edgevlm.models.vit import Vit, resize_positions
-from edgevlm.spec import EncoderSpec, FastViTHDSpec, ModelSpec, VitSpec
+from edgevlm.spec import EncoderSpec, FastViTHDSpec, ModelSpec, Qwen2VisionSpec, VitSpec
 
 
 class VisionModel(nn.Module):
@@ -31,9 +33,9 @@ class VisionModel(nn.Module):
         self.projector = projector
         self.shuffle = shuffle
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels `[B, 3, H, W]` to image embeddings `[B, N, H]`."""
-        features = self.encoder(pixels)
+    def forward(self, pixels: Tensor, grid: Tensor | None = None) -> Tensor:
+        """Pixels `[B, 3, H, W]`, or patches `[P, V]` and their grid, to image embeddings `[B, N, H]`."""
+        features = self.encoder(pixels) if grid is None else self.encoder(pixels, grid)
         if self.shuffle > 1:
             features = pixel_shuffle(features, self.shuffle)
         return self.projector(features)  # type: ignore[no-any-return]
@@ -49,6 +51,8 @@ class VlmModel:
         decoder: embeddings to logits; `decoder.embed_tokens` is the embedding table.
         tokenizer_files: files to copy into a bundle, by the name they get there (`tokenizer.json`, ...).
         sources: the checkpoint files read, for the manifest's hashes.
+        image_newline: `[H]`, the embedding that ends a row of image features, for models that have one.
+        provenance: for each tensor (`vision.*`, `decoder.*`), which of several sources it came from; empty for one.
     """
 
     spec: ModelSpec
@@ -56,6 +60,8 @@ class VlmModel:
     decoder: Decoder
     tokenizer_files: dict[str, Path]
     sources: tuple[Path, ...]
+    image_newline: Tensor | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_vision(spec: ModelSpec, *, batchnorm: bool = False) -> VisionModel:
@@ -69,6 +75,8 @@ def build_encoder(spec: EncoderSpec, *, batchnorm: bool = False) -> nn.Module:
     """An uninitialised encoder; `batchnorm` leaves unfolded what `fold_batchnorm` folds."""
     if isinstance(spec, FastViTHDSpec):
         return FastViTHD(spec, batchnorm=batchnorm)
+    if isinstance(spec, Qwen2VisionSpec):
+        return Qwen2Vision(spec)
     return Vit(spec)
 
 
@@ -89,22 +97,34 @@ def check_resolution(spec: ModelSpec, resolution: int) -> None:
 def with_resolution(model: VlmModel, resolution: int) -> VlmModel:
     """The same weights for square images of `resolution` pixels; the number of image tokens follows.
 
-    A learned table of positions is interpolated.
+    A learned table of positions is interpolated. Images that keep their shape get at most as many pixels as the square.
 
     Raises:
-        InputError: the resolution is not a multiple of the encoder's stride.
+        InputError: the resolution is not a multiple of the encoder's stride, or images are cut into tiles.
     """
+    if model.spec.preprocess.tiles is not None:
+        raise InputError(
+            f"{model.spec.name} cuts images into tiles of {model.spec.vision.image_size} pixels; it knows no other size",
+            "--resolution",
+            "leave it out, or choose a model that sees an image as one square",
+        )
     check_resolution(model.spec, resolution)
     spec, vision = model.spec, model.spec.vision
     encoder = vision.encoder
     if isinstance(encoder, VitSpec):
         encoder = dataclasses.replace(encoder, grid=resolution // encoder.patch_size)
+    preprocess = dataclasses.replace(spec.preprocess, image_size=resolution)
+    if preprocess.patches is not None:
+        patches = dataclasses.replace(
+            preprocess.patches, min_pixels=min(preprocess.patches.min_pixels, resolution**2), max_pixels=resolution**2
+        )
+        preprocess = dataclasses.replace(preprocess, patches=patches)
     spec = dataclasses.replace(
         spec,
         vision=dataclasses.replace(
             vision, encoder=encoder, image_size=resolution, image_tokens=vision.tokens_at(resolution)
         ),
-        preprocess=dataclasses.replace(spec.preprocess, image_size=resolution),
+        preprocess=preprocess,
     )
     module = model.vision
     if isinstance(encoder, VitSpec):

@@ -4,9 +4,9 @@ A `ModelSpec` is what a family's loader finds out about a checkpoint, what the e
 stores and what the session on the device needs. It holds no tensors and imports nothing, so both halves share it.
 """
 
-from edgevlm.spec.decoder import DecoderSpec
+from edgevlm.spec.decoder import DecoderSpec, RopeScaling
 from edgevlm.spec.model import ModelSpec
-from edgevlm.spec.prompt import PreprocessSpec, PromptSpec
+from edgevlm.spec.prompt import PatchesSpec, PreprocessSpec, PromptSpec
 from edgevlm.spec.tiles import AnyresTiles, AspectTiles, FramedLayout, ImageLayout, RowsLayout, SplitTiles, TileSpec
 from edgevlm.spec.vision import (
     EncoderSpec,
@@ -15,6 +15,7 @@ from edgevlm.spec.vision import (
     MlpProjectorSpec,
     ProjectorSpec,
     QFormerSpec,
+    Qwen2VisionSpec,
     VisionSpec,
     VitSpec,
 )
@@ -30,10 +31,13 @@ __all__ = [
     "LinearProjectorSpec",
     "MlpProjectorSpec",
     "ModelSpec",
+    "PatchesSpec",
     "PreprocessSpec",
     "ProjectorSpec",
     "PromptSpec",
     "QFormerSpec",
+    "Qwen2VisionSpec",
+    "RopeScaling",
     "RowsLayout",
     "SplitTiles",
     "TileSpec",

@@ -9,12 +9,31 @@ from edgevlm.spec.tiles import ImageLayout, TileSpec
 
 
 @dataclass(frozen=True)
+class PatchesSpec:
+    """An image at about its own size, cut into patches that the encoder takes in any number (Qwen2-VL).
+
+    Attributes:
+        patch_size: pixels along one side of a patch.
+        merge_size: both sides of the image are multiples of so many patches.
+        frames: a patch holds so many frames; an image is one, repeated.
+        min_pixels, max_pixels: the image is scaled into these bounds.
+    """
+
+    patch_size: int
+    merge_size: int
+    frames: int
+    min_pixels: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
 class PreprocessSpec:
     """From a decoded RGB image to pixels: made square, scaled by 1/255, normalised.
 
     Attributes:
         fit: `pad` to a square and resize, resize and `crop` the centre, or `stretch` without regard to the shape.
         tiles: how the image is cut into several squares of `image_size`; None is one square.
+        patches: the image keeps its shape and is cut into patches, instead of being made square.
     """
 
     image_size: int
@@ -24,6 +43,7 @@ class PreprocessSpec:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     tiles: TileSpec | None = None
+    patches: PatchesSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +57,8 @@ class PromptSpec:
 
     Before a message's text stands `image_text` (which holds the marker) once for each of its images, then
     `after_images`. A conversation may hold `max_images` images; 0 is any number. `image_layout` says what takes the
-    marker's place; None is the embeddings of all tiles, one after the other.
+    marker's place; None is the embeddings of all tiles, one after the other. An answer ends before the first of
+    `stop_strings`, or at one of `stop_token_ids`.
     """
 
     chat_template: str
@@ -50,3 +71,4 @@ class PromptSpec:
     after_images: str = ""
     max_images: int = 0
     image_layout: ImageLayout | None = None
+    stop_strings: tuple[str, ...] = ()

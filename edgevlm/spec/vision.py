@@ -73,7 +73,44 @@ class VitSpec:
         return self.patch_size
 
 
-EncoderSpec: TypeAlias = FastViTHDSpec | VitSpec
+@dataclass(frozen=True)
+class Qwen2VisionSpec:
+    """Qwen2-VL's vision transformer (arXiv 2409.12191): patches of an image of any size, with rotary positions.
+
+    Attributes:
+        merge_size: a square of so many by so many patches becomes one feature.
+        frames: a patch holds so many frames; an image is one, repeated.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    patch_size: int
+    merge_size: int
+    frames: int
+    kind: Literal["qwen2_vision"] = "qwen2_vision"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "quick_gelu"
+    rope_theta: float = 1e4
+    norm_eps: float = 1e-6
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch."""
+        return 3 * self.frames * self.patch_size**2
+
+    @property
+    def output_size(self) -> int:
+        """Channels of an image feature."""
+        return self.hidden_size * self.merge_size**2
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per feature along one axis."""
+        return self.patch_size * self.merge_size
+
+
+EncoderSpec: TypeAlias = FastViTHDSpec | VitSpec | Qwen2VisionSpec
 
 
 @dataclass(frozen=True)
@@ -119,6 +156,8 @@ ProjectorSpec: TypeAlias = MlpProjectorSpec | LinearProjectorSpec | QFormerSpec
 @dataclass(frozen=True)
 class VisionSpec:
     """The vision side: a square of `image_size` pixels in, `image_tokens` embeddings out.
+
+    Where images keep their shape (`PreprocessSpec.patches`) this is the largest square.
 
     Attributes:
         pixel_shuffle: features of a square of so many by so many patches are joined into one before the projector.

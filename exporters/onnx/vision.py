@@ -1,5 +1,8 @@
 """The vision graph: `pixel_values` float32 `[B, 3, R, R]` to `image_features` float32 `[B, N, H]`.
 
+For an encoder of packed patches (Qwen2-VL): `pixel_values` `[P, V]` of one image, for any P, and `image_grid_thw` int64
+`[1, 3]` to `[1, N, H]`.
+
 Traced by `torch.onnx.export` (dynamo), attention written as three products; then everything that differs between two
 runs or machines is removed (stack traces, scopes), and matrices and kernels move to a data file in the precision asked
 for. At fp16 and int8 the graph computes in float32: a Cast or DequantizeLinear stands behind each stored kernel, which
@@ -21,9 +24,12 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from onnxscript import opset20 as op
+from torch import Tensor
+from torch.export import Dim
 
 from edgevlm._version import __version__
 from edgevlm.exporters.onnx.external import ExternalData
+from edgevlm.models.qwen2_vision import Qwen2Vision
 from edgevlm.models.vlm import VisionModel
 from edgevlm.quant.schemes import Precision, store, vision_scheme
 from edgevlm.quant.tensor import QuantizedTensor
@@ -65,16 +71,21 @@ def write_vision(model: ir.Model, precision: Precision, path: Path, data: Extern
 def trace_vision(vision: VisionModel, resolution: int) -> ir.Model:
     """The first half of `export_vision`: the graph in float32, everything in memory."""
     module = copy.deepcopy(vision).float().eval()
-    pixels = torch.zeros(1, 3, resolution, resolution)
+    inputs: tuple[Tensor, ...] = (torch.zeros(1, 3, resolution, resolution),)
+    shapes: tuple[dict[int, Any], ...] = ({0: "batch_size"},)
+    if isinstance(encoder := vision.encoder, Qwen2Vision):
+        side, square = 2 * encoder.spec.merge_size, encoder.spec.merge_size**2
+        inputs = torch.zeros(side**2, encoder.spec.patch_values), torch.tensor([[1, side, side]])
+        shapes = {0: square * Dim("squares", min=1)}, {}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            (pixels,),
+            inputs,
             dynamo=True,
             opset_version=OPSET,
-            input_names=["pixel_values"],
+            input_names=["pixel_values", "image_grid_thw"][: len(inputs)],
             output_names=["image_features"],
-            dynamic_shapes=({0: "batch_size"},),
+            dynamic_shapes=shapes,
             custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
             verbose=False,
         )
