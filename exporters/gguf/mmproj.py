@@ -19,7 +19,15 @@ from torch import Tensor
 from edgevlm.exporters.base import Artifact, Precision, Progress
 from edgevlm.exporters.gguf.values import gguf_values
 from edgevlm.models.vlm import VlmModel
-from edgevlm.spec import LinearProjectorSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, VitSpec
+from edgevlm.spec import (
+    AspectTiles,
+    LinearProjectorSpec,
+    MlpProjectorSpec,
+    ModelSpec,
+    PreprocessSpec,
+    SplitTiles,
+    VitSpec,
+)
 
 Kind = Literal["mlp", "idefics3", "internvl"]
 
@@ -125,7 +133,7 @@ def _add_keys(writer: gguf.GGUFWriter, spec: ModelSpec, kind: Kind, *, full: boo
     writer.add_vision_block_count(encoder.num_hidden_layers)
     writer.add_vision_head_count(encoder.num_attention_heads)
     writer.add_vision_attention_layernorm_eps(encoder.norm_eps)
-    _add_normalisation(writer, spec.preprocess)
+    _add_preprocessing(writer, spec.preprocess)
     if encoder.activation != "quick_gelu":
         writer.add_vision_use_gelu(True)
     if kind == "mlp":
@@ -135,9 +143,14 @@ def _add_keys(writer: gguf.GGUFWriter, spec: ModelSpec, kind: Kind, *, full: boo
         writer.add_vision_projector_scale_factor(vision.pixel_shuffle)
 
 
-def _add_normalisation(writer: gguf.GGUFWriter, spec: PreprocessSpec) -> None:
+def _add_preprocessing(writer: gguf.GGUFWriter, spec: PreprocessSpec) -> None:
     writer.add_vision_image_mean(list(spec.mean))
     writer.add_vision_image_std(list(spec.std))
+    if isinstance(spec.tiles, SplitTiles):
+        writer.add_uint32("clip.vision.preproc_image_size", spec.tiles.longest_edge)
+    elif isinstance(spec.tiles, AspectTiles):
+        writer.add_uint32("clip.vision.preproc_min_tiles", spec.tiles.min_tiles)
+        writer.add_uint32("clip.vision.preproc_max_tiles", spec.tiles.max_tiles)
 
 
 def _tensors(model: VlmModel, kind: Kind) -> Iterator[tuple[str, Tensor]]:

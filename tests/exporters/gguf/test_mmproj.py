@@ -11,6 +11,7 @@ import pytest
 import torch
 from gguf_models import LLAMA, make_model
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgevlm.errors import UnsupportedError
 from edgevlm.exporters.gguf.exporter import export
@@ -19,9 +20,19 @@ from edgevlm.models.projector import pixel_shuffle
 from edgevlm.models.vit import Vit
 from edgevlm.models.vlm import VlmModel, build_vision
 from edgevlm.pipeline import compile_recipe
-from edgevlm.preprocess import normalise
+from edgevlm.preprocess import normalise, prepare
 from edgevlm.recipe import Recipe
-from edgevlm.spec import FastViTHDSpec, LinearProjectorSpec, MlpProjectorSpec, PreprocessSpec, VisionSpec, VitSpec
+from edgevlm.spec import (
+    AspectTiles,
+    FastViTHDSpec,
+    LinearProjectorSpec,
+    MlpProjectorSpec,
+    PreprocessSpec,
+    SplitTiles,
+    TileSpec,
+    VisionSpec,
+    VitSpec,
+)
 
 SIZE, PATCH = 64, 16
 CLIP = VitSpec(
@@ -123,6 +134,19 @@ def test_embeddings(
     if dropped is not None:
         near.append(cosines(found, class_token_last(model, pixels, dropped)))
     assert max(near) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("vision", "tiles"), [(SMOLVLM, SplitTiles(longest_edge=2 * SIZE)), (INTERNVL, AspectTiles(1, 2))]
+)
+def test_tiles(vision: VisionSpec, tiles: TileSpec, files: dict[str, Path], tmp_path: Path) -> None:
+    """llama.cpp cuts a wide image into the tiles that the session cuts it into, and sees the whole once."""
+    model = with_vision(make_model(LLAMA, files), vision)
+    model = replace(model, spec=replace(model.spec, preprocess=replace(PREPROCESS, tiles=tiles)))
+    wide = np.full((SIZE, 2 * SIZE, 3), 90, np.uint8)
+    count = len(prepare(Image.fromarray(wide), model.spec.preprocess).tiles)
+    assert count == 3
+    assert len(mtmd(model, tmp_path, wide)) == count * vision.image_tokens
 
 
 @pytest.mark.parametrize(
