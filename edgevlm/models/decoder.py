@@ -7,11 +7,13 @@ published Llama/Qwen2 layout (`layers.N.self_attn.q_proj.weight` ...).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgevlm.spec import DecoderSpec
+from edgevlm.spec import DecoderSpec, RopeScaling
 
 KeyValue = tuple[Tensor, Tensor]
 
@@ -25,11 +27,22 @@ def make_norm(kind: str, size: int, eps: float) -> nn.Module:
     return nn.Identity()
 
 
-def rotary_tables(positions: Tensor, rotary_dim: int, theta: float) -> KeyValue:
+def rotary_tables(positions: Tensor, rotary_dim: int, theta: float, scaling: RopeScaling | None = None) -> KeyValue:
     """Cosine and sine `[..., rotary_dim / 2]` in float32 for integer `positions` (RoPE, arXiv 2104.09864)."""
     exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
-    angles = positions.float()[..., None] / (theta**exponent)
+    periods = theta**exponent
+    if scaling is not None:
+        periods = periods * rotary_factors(periods, scaling)
+    angles = positions.float()[..., None] / periods
     return angles.cos(), angles.sin()
+
+
+def rotary_factors(periods: Tensor, scaling: RopeScaling) -> Tensor:
+    """What Llama 3.1 multiplies `periods` (wavelengths over 2 pi, in positions) by: 1 up to `scaling.factor`."""
+    waves = scaling.original_max_position_embeddings / (2 * math.pi * periods)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((waves - low) / (high - low)).clamp(0, 1)
+    return 1 / (kept + (1 - kept) / scaling.factor)
 
 
 def join_axes(tables: KeyValue, sections: tuple[int, ...]) -> KeyValue:
@@ -191,7 +204,7 @@ class Decoder(nn.Module):
             offset = total - length
             allowed = torch.ones(length, total, dtype=torch.bool, device=inputs_embeds.device)
             mask = allowed.tril(offset)[None, None]
-        rotary = rotary_tables(position_ids, spec.rotary_dim, spec.rope_theta)
+        rotary = rotary_tables(position_ids, spec.rotary_dim, spec.rope_theta, spec.rope_scaling)
         if spec.rope_sections:
             rotary = join_axes(rotary, spec.rope_sections)
         x, presents = inputs_embeds, []

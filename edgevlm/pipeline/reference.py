@@ -54,7 +54,10 @@ def last_logits(model: VlmModel, sequences: list[Float32], counts: list[int]) ->
     """
     decoder, spec = model.decoder, model.spec.decoder
     states: list[Tensor] = [torch.from_numpy(sequence)[None] for sequence in sequences]
-    tables = [rotary_tables(torch.arange(x.shape[1])[None], spec.rotary_dim, spec.rope_theta) for x in states]
+    tables = [
+        rotary_tables(torch.arange(x.shape[1])[None], spec.rotary_dim, spec.rope_theta, spec.rope_scaling)
+        for x in states
+    ]
     for stored in decoder.layers:
         layer = _float(stored)
         states = [layer(x, rotary, None, None)[0] for x, rotary in zip(states, tables, strict=True)]

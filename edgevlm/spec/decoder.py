@@ -7,6 +7,21 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's longer context: rotary frequencies of long waves are divided by `factor`.
+
+    Waves shorter than `original_max_position_embeddings / high_freq_factor` positions stay, those longer than
+    `original_max_position_embeddings / low_freq_factor` are stretched whole, those between in part.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+    kind: Literal["llama3"] = "llama3"
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """One causal decoder. Widths in channels; `rotary_dim` counts the leading channels of a head that rotate.
 
@@ -16,6 +31,7 @@ class DecoderSpec:
     Attributes:
         rope_sections: rotary frequencies that turn by the position in time, in height and in width (M-RoPE); empty
             where there is one position.
+        rope_scaling: how rotary frequencies differ from those of `rope_theta`; None where they do not.
     """
 
     architecture: str
@@ -41,6 +57,7 @@ class DecoderSpec:
     tied_embeddings: bool = True
     head_bias: bool = False
     rope_sections: tuple[int, ...] = ()
+    rope_scaling: RopeScaling | None = None
 
     @property
     def query_size(self) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edgevlm.errors import UnsupportedError
 from edgevlm.exporters.base import Artifact, Progress
-from edgevlm.exporters.gguf.layout import add_hyperparameters, reorder_rotary, supports, tensor_name
+from edgevlm.exporters.gguf.layout import add_hyperparameters, reorder_rotary, rope_factors, supports, tensor_name
 from edgevlm.exporters.gguf.summary import summarize
 from edgevlm.exporters.gguf.tokenizer import add_tokenizer
 from edgevlm.exporters.gguf.values import gguf_values
@@ -115,10 +115,16 @@ def _write(model: VlmModel, path: Path, gguf_type: str, progress: Callable[[floa
 
 
 def _weights(model: VlmModel, full: bool) -> Iterator[_Weight]:
-    """Every parameter of the decoder. Vectors stay float32: llama.cpp computes norms and biases in it."""
+    """Every parameter of the decoder and the factors of its rotary frequencies.
+
+    Vectors stay float32: llama.cpp computes norms and biases in it.
+    """
     for source, tensor in model.decoder.state_dict().items():
         name = tensor_name(source)
         if name is None:
             raise UnsupportedError("GGUF has no name for this tensor", source)
         matrix = tensor.dim() > 1
         yield _Weight(source, name, tensor, np.dtype(np.float16 if matrix and not full else np.float32))
+    factors = rope_factors(model.spec.decoder)
+    if factors is not None:
+        yield _Weight("rope_scaling", "rope_freqs.weight", factors, np.dtype(np.float32))

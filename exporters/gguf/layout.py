@@ -13,8 +13,11 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from edgevlm.models.decoder import rotary_factors
 from edgevlm.spec import DecoderSpec, ModelSpec
 
 GGUF_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_k_m")
@@ -31,6 +34,7 @@ class Architecture:
         interleaved_rotary: rotates neighbouring channels (x0, x1) instead of halves, so q and k rows are reordered.
         free_head_dim: heads x head_dim may differ from hidden_size.
         rope_sections: positions on three axes (M-RoPE).
+        rope_factors: reads a factor for each rotary frequency (Llama 3.1).
     """
 
     norm: str
@@ -41,10 +45,11 @@ class Architecture:
     interleaved_rotary: bool
     free_head_dim: bool
     rope_sections: bool = False
+    rope_factors: bool = False
 
 
 ARCHITECTURES = {
-    "llama": Architecture("rms", "sequential", "swiglu", None, False, True, True),
+    "llama": Architecture("rms", "sequential", "swiglu", None, False, True, True, rope_factors=True),
     "qwen2": Architecture("rms", "sequential", "swiglu", True, False, False, False),
     "qwen2vl": Architecture("rms", "sequential", "swiglu", True, False, False, False, rope_sections=True),
     "phi2": Architecture("layer", "parallel", "gelu_new", True, True, False, False),
@@ -92,6 +97,8 @@ def _mismatch(decoder: DecoderSpec, architecture: Architecture) -> str | None:
             return f"llama.cpp's {name} graph has {field} {need!r}, the model has {have!r}"
     if bool(decoder.rope_sections) != architecture.rope_sections:
         return f"llama.cpp's {name} graph {'needs' if architecture.rope_sections else 'has no'} positions on three axes"
+    if decoder.rope_scaling is not None and not architecture.rope_factors:
+        return f"llama.cpp's {name} graph does not scale rotary frequencies"
     dense = {decoder.attention_out_bias, decoder.mlp_bias}
     if dense != {architecture.dense_bias} or decoder.head_bias != architecture.dense_bias:
         return f"llama.cpp's {name} graph {'needs' if architecture.dense_bias else 'has no'} biases on its dense layers"
@@ -125,6 +132,14 @@ def reorder_rotary(name: str, values: NDArray[Any], spec: DecoderSpec) -> NDArra
         return values
     halves = values.reshape(heads, 2, spec.head_dim // 2, -1)
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+
+
+def rope_factors(spec: DecoderSpec) -> Tensor | None:
+    """`rope_freqs.weight` `[D / 2]`: what llama.cpp divides each rotary frequency by; None without scaling."""
+    if spec.rope_scaling is None:
+        return None
+    periods = spec.rope_theta ** (torch.arange(0, spec.rotary_dim, 2, dtype=torch.float32) / spec.rotary_dim)
+    return rotary_factors(periods, spec.rope_scaling)
 
 
 def add_hyperparameters(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:

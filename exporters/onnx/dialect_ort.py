@@ -56,7 +56,7 @@ class OrtDialect:
             self._rotary_of_positions()
         else:
             positions = torch.arange(spec.max_position_embeddings)
-            cos, sin = rotary_tables(positions, spec.rotary_dim, spec.rope_theta)
+            cos, sin = rotary_tables(positions, spec.rotary_dim, spec.rope_theta, spec.rope_scaling)
             graph.tensor("rotary.cos", cos.numpy())
             graph.tensor("rotary.sin", sin.numpy())
         keep = graph.op("Neg", ["num_logits_to_keep"], "keep.start")
