@@ -18,7 +18,7 @@ from edgevlm.preprocess import PreparedImage
 from edgevlm.spec import FramedLayout, ModelSpec, RowsLayout
 from edgevlm.tokenizer import Tokenizer
 
-#: Token ids `int32[L]`, or embeddings `float32[L, H]`.
+#: Token ids `int32[L]`, or embeddings `float32[L, H]`; `float32[rows, columns, H]` for an image that keeps its shape.
 Piece: TypeAlias = "NDArray[np.int32] | NDArray[np.float32]"
 
 
@@ -38,6 +38,7 @@ class ImageAssembler:
         """
         self._tokens = spec.vision.image_tokens
         self._layout = spec.prompt.image_layout
+        self._stride = spec.vision.stride if spec.preprocess.patches is not None else 0
         self._tokenizer = tokenizer
         self._newline = newline
         if isinstance(self._layout, RowsLayout):
@@ -53,6 +54,8 @@ class ImageAssembler:
                 return self._tokens + 1
             side = math.isqrt(self._tokens)
             return self._tokens + feature_map(image, side, self._layout.max_tiles).positions
+        if self._stride:
+            return math.prod(self._grid(image))
         embeddings = len(image.tiles) * self._tokens
         if isinstance(self._layout, FramedLayout):
             return embeddings + sum(map(len, self._texts(image, self._layout)))
@@ -72,7 +75,14 @@ class ImageAssembler:
             *before, end = self._texts(image, self._layout)
             framed = [piece for pair in zip(before, features, strict=True) for piece in pair]
             return [*framed, end]
+        if self._stride:
+            return [features.reshape(*self._grid(image), -1)]
         return list(features)
+
+    def _grid(self, image: PreparedImage) -> tuple[int, int]:
+        """Rows and columns of the features of an image that keeps its shape."""
+        height, width = image.tiles.shape[1:3]
+        return height // self._stride, width // self._stride
 
     def _texts(self, image: PreparedImage, layout: FramedLayout) -> list[NDArray[np.int32]]:
         """Ids of the text before each tile, then of the text after the last."""

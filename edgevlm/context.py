@@ -19,11 +19,15 @@ from edgevlm.runtimes.base import Float32, Segment
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings `[N, H]` of an image or a part of one; `key` and `index` identify them."""
+    """Embeddings `[N, H]` of an image or a part of one; `key` and `index` identify them.
+
+    `grid` is the image's rows and columns where these count for the rotary positions.
+    """
 
     key: bytes
     index: int
     rows: Float32 = field(compare=False)
+    grid: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -37,10 +41,11 @@ def image_parts(pieces: Sequence[Piece], key: bytes) -> list[Part]:
     """The segments that an image becomes, as parts; `key` is the image's hash."""
     parts: list[Part] = []
     for index, piece in enumerate(pieces):
-        if piece.ndim == 2:
-            parts.append(Embeddings(key, index, piece.astype(np.float32, copy=False)))
-        else:
+        if piece.ndim == 1:
             parts += piece.tolist()
+            continue
+        rows = piece.astype(np.float32, copy=False).reshape(-1, piece.shape[-1])
+        parts.append(Embeddings(key, index, rows, piece.shape[:2] if piece.ndim == 3 else None))
     return parts
 
 
@@ -73,11 +78,15 @@ def common_prefix(held: Sequence[Part], wanted: Sequence[Part]) -> int:
 
 
 def segments(parts: Sequence[Part]) -> list[Segment]:
-    """Runs of token ids as int32 arrays, and embeddings."""
+    """Runs of token ids as int32 arrays, and embeddings, those of a grid as `[rows, columns, H]`."""
     found: list[Segment] = []
     for is_id, run in groupby(parts, key=lambda part: isinstance(part, int)):
         if is_id:
             found.append(np.array(list(run), np.int32))
         else:
-            found += [part.rows for part in run if isinstance(part, Embeddings)]
+            found += [_segment(part) for part in run if isinstance(part, Embeddings)]
     return found
+
+
+def _segment(part: Embeddings) -> Segment:
+    return part.rows if part.grid is None else part.rows.reshape(*part.grid, -1)

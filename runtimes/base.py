@@ -55,6 +55,8 @@ class VisionEngine(Protocol):
     def encode(self, pixels: Float32) -> Float32:
         """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`.
 
+        For models with `PreprocessSpec.patches`, patches of one image `[rows, columns, M, V]` to `[1, N, hidden]`.
+
         Raises:
             EngineError: the runtime failed or returned another shape.
         """

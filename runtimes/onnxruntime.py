@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import BundleError
+from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
 from edgevlm.runtimes.checks import HINT, check_fits, checked_features, context_length, engine_errors, thread_count
 from edgevlm.runtimes.positions import RotaryPositions, flat
-from edgevlm.spec import ModelSpec
+from edgevlm.spec import ModelSpec, PatchesSpec
 
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
@@ -35,6 +36,7 @@ class OnnxRuntimeVision:
         # Between images the cores belong to the decoder: the pool stops spinning as soon as a run ends.
         self._session = _open_session(path, self._threads, {"session.force_spinning_stop": "1"})
         self._input = self._session.get_inputs()[0]
+        self._patches = spec.preprocess.patches
         self._dtype = _DTYPES[self._input.type]
         self._tokens, self._hidden = spec.vision.image_tokens, spec.decoder.hidden_size
 
@@ -44,12 +46,22 @@ class OnnxRuntimeVision:
         Raises:
             EngineError: the runtime failed or returned another shape.
         """
+        if self._patches is not None:
+            return self._encode_patches(pixels, self._patches)
         features = []
         with engine_errors("the vision graph failed"):
             for image in pixels.astype(self._dtype, copy=False):
                 rows = self._session.run(None, {self._input.name: image[None]})[0]
                 features.append(checked_features(rows, 1, self._tokens, self._hidden))
         return features[0] if len(features) == 1 else np.concatenate(features)
+
+    def _encode_patches(self, pixels: Float32, spec: PatchesSpec) -> Float32:
+        """Patches `[rows, columns, M, V]` to embeddings `[1, N, hidden]`."""
+        patches, grid = graph_inputs(pixels, spec)
+        with engine_errors("the vision graph failed"):
+            feed = {self._input.name: patches.astype(self._dtype, copy=False), "image_grid_thw": grid}
+            rows = self._session.run(None, feed)[0]
+        return checked_features(rows, 1, pixels.shape[0] * pixels.shape[1], self._hidden)
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""

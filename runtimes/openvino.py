@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32
 from edgevlm.runtimes.checks import checked_features, engine_errors, thread_count
 from edgevlm.spec import ModelSpec
@@ -31,6 +32,7 @@ class OpenVinoVision:
         self._threads = thread_count(options.threads)
         self._tokens, self._hidden = spec.vision.image_tokens, spec.decoder.hidden_size
         size = spec.vision.image_size
+        self._patches = spec.preprocess.patches
         with engine_errors("OpenVINO cannot compile this graph", str(path)):
             core = openvino.Core()
             self.precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
@@ -46,7 +48,8 @@ class OpenVinoVision:
             if denormals() in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
                 settings[denormals] = True
             model = core.read_model(path)
-            model.reshape([1, 3, size, size])
+            if self._patches is None:
+                model.reshape([1, 3, size, size])
             self._input_dtype = model.input(0).element_type.to_dtype()
             self._compiled: Any = core.compile_model(model, "CPU", settings)
             self._request: Any = self._compiled.create_infer_request()
@@ -57,6 +60,12 @@ class OpenVinoVision:
         Raises:
             EngineError: the runtime failed or returned another shape.
         """
+        if self._patches is not None:
+            patches, grid = graph_inputs(pixels, self._patches)
+            with engine_errors("OpenVINO failed"):
+                results = self._request.infer([patches.astype(self._input_dtype, copy=False), grid])
+                rows = np.array(results[0])
+            return checked_features(rows, 1, pixels.shape[0] * pixels.shape[1], self._hidden)
         features = []
         with engine_errors("OpenVINO failed"):
             for image in pixels.astype(self._input_dtype, copy=False):

@@ -24,10 +24,13 @@ from edgevlm.errors import EdgeVLMError, EngineError, InputError
 from edgevlm.runtimes import memory
 from edgevlm.runtimes.base import DecoderEngine, EngineOptions, VisionEngine
 from edgevlm.runtimes.checks import thread_count
+from edgevlm.spec import ModelSpec
 
 _TIMEOUT_S = 300.0
 _MAX_RUNS = 3
 _ENOUGH_S = 2.0
+#: Pixels along one side of an image to measure with, where images may have any size.
+_USUAL_SIDE = 448
 #: Mean image embeddings of two engines must agree this well; bfloat16 stays above 0.999.
 _MIN_COSINE = 0.98
 
@@ -163,14 +166,22 @@ def _cosine(a: list[float], b: list[float]) -> float:
     return float(x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))
 
 
+def _input_shape(spec: ModelSpec) -> tuple[int, ...]:
+    """Shape of the pixels of an image of usual size."""
+    size, patches = spec.vision.image_size, spec.preprocess.patches
+    if patches is None:
+        return 1, 3, size, size
+    side = max(1, min(size, _USUAL_SIDE) // spec.vision.stride)
+    return side, side, patches.merge_size**2, 3 * patches.frames * patches.patch_size**2
+
+
 def measure_vision(send: Callable[[Any], None], bundle: str, name: str, threads: int) -> dict[str, Any]:
     """Child entry point: milliseconds of the fastest of a few runs on noise, and the mean embedding.
 
     Says when it has loaded and run, so that slow is not taken for hung.
     """
     opened = open_bundle(Path(bundle))
-    size = opened.spec.vision.image_size
-    pixels = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
+    pixels = np.random.default_rng(0).random(_input_shape(opened.spec), dtype=np.float32)
     engine = open_vision(opened, name, EngineOptions(threads=threads))
     send("loaded")
     embeddings = engine.encode(pixels)

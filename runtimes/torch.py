@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
 from edgevlm.runtimes.checks import check_fits, checked_features, context_length
 from edgevlm.runtimes.positions import RotaryPositions, flat
@@ -30,13 +31,17 @@ class TorchVision:
     def __init__(self, model: VlmModel) -> None:
         self._vision = _float32(model.vision)
         self._tokens, self._hidden = model.spec.vision.image_tokens, model.spec.decoder.hidden_size
+        self._patches = model.spec.preprocess.patches
 
     def encode(self, pixels: Float32) -> Float32:
         """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`."""
         import torch
 
+        inputs = (pixels,) if self._patches is None else graph_inputs(pixels, self._patches)
         with torch.inference_mode():
-            features = self._vision(torch.from_numpy(pixels)).numpy()
+            features = self._vision(*map(torch.from_numpy, inputs)).numpy()
+        if self._patches is not None:
+            return checked_features(features, 1, pixels.shape[0] * pixels.shape[1], self._hidden)
         return checked_features(features, len(pixels), self._tokens, self._hidden)
 
     def stats(self) -> EngineStats:
