@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from edgevlm.preprocess import PreparedImage
 Float32: TypeAlias = NDArray[np.float32]
 
 #: The role of the artefact that holds the embedding at the end of a row: a float32 vector `[H]` in NumPy's format.
-NEWLINE_ROLE = "image_newline"
+NEWLINE_ROLE: Final = "image_newline"
 #: The map shrinks only when it exceeds the budget by this factor along a side.
 _TOLERATED = 1.1
 

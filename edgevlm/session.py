@@ -24,6 +24,7 @@ from edgevlm.assembly import ImageAssembler
 from edgevlm.bundle import open_bundle
 from edgevlm.context import Part, common_prefix, image_parts, image_positions, segments, splice, total_positions
 from edgevlm.errors import EdgeVLMError, InputError
+from edgevlm.feature_rows import load_newline
 from edgevlm.generation import Generated, generate_tokens
 from edgevlm.imageio import ImageInput, load_image
 from edgevlm.preprocess import PreparedImage, normalise, prepare
@@ -78,7 +79,7 @@ def load(
         opened.callback(vision.close)
         decoder = open_decoder(bundle, decoder_engine, options)
         opened.callback(decoder.close)
-        session = Session(bundle.spec, tokenizer, vision, decoder)
+        session = Session(bundle.spec, tokenizer, vision, decoder, load_newline(bundle))
         opened.pop_all()
     return session
 
@@ -86,18 +87,27 @@ def load(
 class Session:
     """Answers questions about images with one bundle. Use it in a `with` block, or call `close`."""
 
-    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer, vision: VisionEngine, decoder: DecoderEngine) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tokenizer: Tokenizer,
+        vision: VisionEngine,
+        decoder: DecoderEngine,
+        newline: Float32 | None = None,
+    ) -> None:
         """Put a session together from its parts; `load` does it for a bundle.
 
+        `newline` is the embedding that ends a row of image features, for models that have one.
+
         Raises:
-            BundleError: the chat template is not usable.
+            BundleError: the chat template is not usable, or a newline is missing.
         """
         self.spec = spec
         self.tokenizer = tokenizer
         self.formatter = PromptFormatter(spec.prompt, tokenizer)
         self._vision = vision
         self._decoder = decoder
-        self._assembler = ImageAssembler(spec, tokenizer)
+        self._assembler = ImageAssembler(spec, tokenizer, newline)
         self._images: OrderedDict[bytes, list[Part]] = OrderedDict()
         self._context: list[Part] = []
         self._busy = threading.Lock()
@@ -187,7 +197,7 @@ class Session:
         try:
             started = time.perf_counter()
             ids = tokenise()
-            tiled = [prepare(load_image(image), self.spec.preprocess) for image in images]
+            tiled = [prepare(load_image(image), self.spec.preprocess, len(images)) for image in images]
             reserved = total_positions(history) + len(ids) - len(tiled) + sum(map(self._assembler.positions, tiled))
             check_fits(0, reserved, self._decoder.context_length)
             prepared = time.perf_counter()

@@ -81,11 +81,17 @@ def build_encoder(spec: EncoderSpec, *, batchnorm: bool = False) -> nn.Module:
 
 
 def check_resolution(spec: ModelSpec, resolution: int) -> None:
-    """Refuse a resolution (pixels a side) that is not a multiple of the encoder's stride.
+    """Refuse a resolution (pixels a side) that is not a multiple of the encoder's stride, and any for a tiled model.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not, or the model cuts images into tiles.
     """
+    if spec.preprocess.tiles is not None:
+        raise InputError(
+            f"{spec.name} cuts images into tiles of {spec.vision.image_size} pixels, its only size",
+            "--resolution",
+            "leave it out, or choose a model that sees an image as one square",
+        )
     stride = spec.vision.stride
     if resolution <= 0 or resolution % stride:
         below, above = max(resolution // stride, 1) * stride, (resolution // stride + 1) * stride
@@ -102,12 +108,6 @@ def with_resolution(model: VlmModel, resolution: int) -> VlmModel:
     Raises:
         InputError: the resolution is not a multiple of the encoder's stride, or images are cut into tiles.
     """
-    if model.spec.preprocess.tiles is not None:
-        raise InputError(
-            f"{model.spec.name} cuts images into tiles of {model.spec.vision.image_size} pixels; it knows no other size",
-            "--resolution",
-            "leave it out, or choose a model that sees an image as one square",
-        )
     check_resolution(model.spec, resolution)
     spec, vision = model.spec, model.spec.vision
     encoder = vision.encoder

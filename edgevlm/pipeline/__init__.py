@@ -29,6 +29,7 @@ from edgevlm.exporters.gguf import exporter as gguf
 from edgevlm.exporters.gguf.layout import supports as gguf_supports
 from edgevlm.exporters.gguf.mmproj import export_mmproj
 from edgevlm.exporters.gguf.mmproj import supports as mmproj_supports
+from edgevlm.exporters.newline import write_newline
 from edgevlm.models import VlmModel, load, resolve
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.recipe import GgufType, Recipe
@@ -82,6 +83,7 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
             artifacts = onnx.export(
                 model, work, precision=recipe.precision, vision_precision=vision_precision, progress=report
             )
+        artifacts += write_newline(model, work)
         manifest = _manifest(recipe, model, folder, work, artifacts)
         write_manifest(work, manifest)
         results = verify(model, work, limits, _part(progress, _EXPORTED, 1))

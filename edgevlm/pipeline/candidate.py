@@ -17,6 +17,7 @@ import numpy as np
 from edgevlm.assembly import ImageAssembler
 from edgevlm.bundle import Bundle, open_bundle
 from edgevlm.context import image_parts, segments, splice
+from edgevlm.feature_rows import load_newline
 from edgevlm.imageio import load_image
 from edgevlm.preprocess import normalise, prepare
 from edgevlm.runtimes import open_decoder, open_vision
@@ -44,7 +45,8 @@ def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) 
         images = [prepare(load_image(inputs[f"image{index}"]), opened.spec.preprocess) for index in range(count)]
         reference = [inputs[f"features{index}"] for index in range(count)]
         prompts = [inputs[f"prompt{index}"].tolist() for index in range(asked)]
-    assembler = ImageAssembler(opened.spec, Tokenizer(opened.artifact("tokenizer", "tokenizer.json")))
+    tokenizer = Tokenizer(opened.artifact("tokenizer", "tokenizer.json"))
+    assembler = ImageAssembler(opened.spec, tokenizer, load_newline(opened))
     longest = max(map(assembler.positions, images)) + max(map(len, prompts)) + tokens
     options = EngineOptions(context_length=longest)
     vision = open_vision(opened, "onnxruntime", options)

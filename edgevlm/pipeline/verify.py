@@ -160,7 +160,8 @@ def _fixed_inputs(model: VlmModel) -> tuple[list[Picture], list[list[int]]]:
 
 def _image_parts(model: VlmModel, images: list[PreparedImage], features: list[reference.Float32]) -> list[list[Part]]:
     """What each image becomes in the context."""
-    assembler = ImageAssembler(model.spec, Tokenizer(model.tokenizer_files["tokenizer.json"]))
+    newline = None if model.image_newline is None else model.image_newline.float().numpy()
+    assembler = ImageAssembler(model.spec, Tokenizer(model.tokenizer_files["tokenizer.json"]), newline)
     pairs = zip(images, features, strict=True)
     return [image_parts(assembler.pieces(rows, image), image.key) for image, rows in pairs]
 
