@@ -11,11 +11,15 @@ import copy
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from edgevlm.models.decoder import rotary_tables
+from edgevlm.models.decoder import KeyValue, join_axes, rotary_tables
 from edgevlm.models.vlm import VlmModel
+from edgevlm.patches import graph_inputs
+from edgevlm.runtimes.base import Segment
+from edgevlm.runtimes.positions import RotaryPositions, flat
+from edgevlm.spec import DecoderSpec
 
 Float32 = NDArray[np.float32]
 
@@ -29,8 +33,15 @@ def _float(module: nn.Module) -> nn.Module:
 
 @torch.inference_mode()
 def image_features(model: VlmModel, images: list[Float32]) -> list[Float32]:
-    """Pixels of each image's tiles `[T, 3, R, R]` to their features `[T, N, hidden]`, one tile at a time."""
+    """Pixels of each image's tiles `[T, 3, R, R]` to their features `[T, N, hidden]`, one tile at a time.
+
+    An image's patches `[rows, columns, M, V]` become `[1, N, hidden]`.
+    """
     vision = _float(model.vision)
+    patches = model.spec.preprocess.patches
+    if patches is not None:
+        packed = [graph_inputs(image, patches) for image in images]
+        return [vision(torch.from_numpy(rows), torch.from_numpy(grid)).numpy() for rows, grid in packed]
     return [torch.cat([vision(tile[None]) for tile in torch.from_numpy(tiles)]).numpy() for tiles in images]
 
 
@@ -41,23 +52,20 @@ def token_embeddings(model: VlmModel, ids: list[int]) -> Float32:
 
 
 @torch.inference_mode()
-def last_logits(model: VlmModel, sequences: list[Float32], counts: list[int]) -> list[Float32]:
+def last_logits(model: VlmModel, sequences: list[list[Segment]], counts: list[int]) -> list[Float32]:
     """Logits of the last positions of each sequence.
 
     Args:
         model: the original.
-        sequences: embeddings `[L, hidden]` of whole sequences.
+        sequences: embeddings of whole sequences, in pieces `[L, hidden]` or grids `[rows, columns, hidden]`.
         counts: for each sequence, how many of its last positions to compute logits for.
 
     Returns:
         float32 `[count, V]` per sequence.
     """
     decoder, spec = model.decoder, model.spec.decoder
-    states: list[Tensor] = [torch.from_numpy(sequence)[None] for sequence in sequences]
-    tables = [
-        rotary_tables(torch.arange(x.shape[1])[None], spec.rotary_dim, spec.rope_theta, spec.rope_scaling)
-        for x in states
-    ]
+    states = [torch.from_numpy(np.concatenate(flat(segments)).astype(np.float32))[None] for segments in sequences]
+    tables = [_rotary(spec, segments) for segments in sequences]
     for stored in decoder.layers:
         layer = _float(stored)
         states = [layer(x, rotary, None, None)[0] for x, rotary in zip(states, tables, strict=True)]
@@ -69,3 +77,13 @@ def last_logits(model: VlmModel, sequences: list[Float32], counts: list[int]) ->
     if not spec.tied_embeddings and spec.head_bias:
         logits = logits + decoder.lm_head.bias.float()
     return [part.numpy() for part in torch.split(logits, counts)]
+
+
+def _rotary(spec: DecoderSpec, segments: list[Segment]) -> KeyValue:
+    """Cosines and sines `[1, L, rotary_dim / 2]` of a sequence from its start."""
+    length = sum(map(len, flat(segments)))
+    if spec.rope_sections:
+        positions = torch.from_numpy(RotaryPositions(length).append(0, segments))[:, None]
+        tables = rotary_tables(positions, spec.rotary_dim, spec.rope_theta, spec.rope_scaling)
+        return join_axes(tables, spec.rope_sections)
+    return rotary_tables(torch.arange(length)[None], spec.rotary_dim, spec.rope_theta, spec.rope_scaling)

@@ -177,10 +177,10 @@ def _reference_answers(
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         image = images[index * len(images) // len(prompts)]
         parts = [
-            part if part.ndim == 2 else reference.token_embeddings(model, part.tolist())
+            part if part.ndim > 1 else reference.token_embeddings(model, part.tolist())
             for part in segments(splice([*prompt, *answer[:-1]], [image]))
         ]
-        sequences.append(np.concatenate(parts).astype(np.float32))
+        sequences.append(parts)
         counts.append(len(answer))
     logits = reference.last_logits(model, sequences, counts)
     agreed = []

@@ -23,7 +23,7 @@ def test_last_logits_equal_one_forward_pass(model: VlmModel) -> None:
     generator = np.random.default_rng(0)
     hidden = model.spec.decoder.hidden_size
     sequences = [generator.standard_normal((length, hidden), dtype=np.float32) for length in (5, 9)]
-    found = reference.last_logits(model, sequences, [2, 3])
+    found = reference.last_logits(model, [[sequence[:2], sequence[2:]] for sequence in sequences], [2, 3])
     for sequence, count, logits in zip(sequences, (2, 3), found, strict=True):
         whole, _ = model.decoder(torch.from_numpy(sequence)[None], torch.arange(len(sequence))[None])
         np.testing.assert_allclose(logits, whole[0, -count:].numpy(), atol=1e-4, rtol=1e-4)
