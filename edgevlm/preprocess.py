@@ -18,7 +18,7 @@ from PIL import Image
 from edgevlm.errors import InputError
 from edgevlm.imageio import MAX_SIDE, ImageInput, load_image
 from edgevlm.patches import pack, scale
-from edgevlm.spec import AnyresTiles, PreprocessSpec
+from edgevlm.spec import AnyresTiles, PreprocessSpec, StackedTiles
 from edgevlm.tiling import cut
 
 _RESAMPLE = {
@@ -70,15 +70,29 @@ def prepare(image: Image.Image, spec: PreprocessSpec, images: int = 1) -> Prepar
         images: how many images the question has; with several, some families look at each as one tile.
 
     Raises:
-        InputError: the image is too elongated to crop.
+        InputError: the image is too elongated to crop, or too small to split.
     """
     if spec.patches is not None:
         pixels = scale(image, spec.patches, _RESAMPLE[spec.resample])
         return PreparedImage(pixels[None], image.width, image.height)
     if spec.tiles is None or (images > 1 and isinstance(spec.tiles, AnyresTiles)):
         return PreparedImage(fit_square(image, spec)[None], image.width, image.height)
+    if isinstance(spec.tiles, StackedTiles):
+        return PreparedImage(_stack(image, spec, spec.tiles.split)[None], image.width, image.height)
     tiles = cut(image, spec.tiles, spec.image_size, _RESAMPLE[spec.resample])
     return PreparedImage(tiles.pixels, image.width, image.height, tiles.rows, tiles.columns)
+
+
+def _stack(image: Image.Image, spec: PreprocessSpec, split: int) -> NDArray[np.uint8]:
+    """The parts of the image row by row, then the whole, each made square, one below the other: `[P R, R, 3]`."""
+    width, height = image.width // split, image.height // split
+    if not (width and height):
+        raise InputError(
+            f"the image has {image.width} x {image.height} pixels, too few to split", "image", "give a larger one"
+        )
+    corners = [(column * width, row * height) for row in range(split) for column in range(split)]
+    parts = [image.crop((x, y, x + width, y + height)) for x, y in corners]
+    return np.concatenate([fit_square(part, spec) for part in (*parts, image)])
 
 
 def fit_square(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:

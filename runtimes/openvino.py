@@ -31,7 +31,6 @@ class OpenVinoVision:
 
         self._threads = thread_count(options.threads)
         self._tokens, self._hidden = spec.vision.image_tokens, spec.decoder.hidden_size
-        size = spec.vision.image_size
         self._patches = spec.preprocess.patches
         with engine_errors("OpenVINO cannot compile this graph", str(path)):
             core = openvino.Core()
@@ -49,7 +48,7 @@ class OpenVinoVision:
                 settings[denormals] = True
             model = core.read_model(path)
             if self._patches is None:
-                model.reshape([1, 3, size, size])
+                model.reshape([1, *spec.vision.input_shape])
             self._input_dtype = model.input(0).element_type.to_dtype()
             self._compiled: Any = core.compile_model(model, "CPU", settings)
             self._request: Any = self._compiled.create_infer_request()

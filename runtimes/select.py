@@ -170,7 +170,7 @@ def _input_shape(spec: ModelSpec) -> tuple[int, ...]:
     """Shape of the pixels of an image of usual size."""
     size, patches = spec.vision.image_size, spec.preprocess.patches
     if patches is None:
-        return 1, 3, size, size
+        return 1, *spec.vision.input_shape
     side = max(1, min(size, _USUAL_SIDE) // spec.vision.stride)
     return side, side, patches.merge_size**2, 3 * patches.frames * patches.patch_size**2
 

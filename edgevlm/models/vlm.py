@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from edgevlm.errors import InputError
 from edgevlm.models.decoder import Decoder
 from edgevlm.models.fastvithd import FastViTHD
+from edgevlm.models.fusion import Fusion
+from edgevlm.models.llava_mini_vision import CompressedVit
 from edgevlm.models.projector import build_projector, pixel_shuffle
 from edgevlm.models.qwen2_vision import Qwen2Vision
 from edgevlm.models.tensors import assign
 from edgevlm.models.vit import Vit, resize_positions
-from edgevlm.spec import EncoderSpec, FastViTHDSpec, ModelSpec, Qwen2VisionSpec, VitSpec
+from edgevlm.spec import CompressedVitSpec, EncoderSpec, FastViTHDSpec, ModelSpec, Qwen2VisionSpec, VitSpec
 
 
 class VisionModel(nn.Module):
@@ -61,6 +63,7 @@ class VlmModel:
     tokenizer_files: dict[str, Path]
     sources: tuple[Path, ...]
     image_newline: Tensor | None = None
+    fusion: Fusion | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -77,6 +80,8 @@ def build_encoder(spec: EncoderSpec, *, batchnorm: bool = False) -> nn.Module:
         return FastViTHD(spec, batchnorm=batchnorm)
     if isinstance(spec, Qwen2VisionSpec):
         return Qwen2Vision(spec)
+    if isinstance(spec, CompressedVitSpec):
+        return CompressedVit(spec)
     return Vit(spec)
 
 
@@ -113,6 +118,9 @@ def with_resolution(model: VlmModel, resolution: int) -> VlmModel:
     encoder = vision.encoder
     if isinstance(encoder, VitSpec):
         encoder = dataclasses.replace(encoder, grid=resolution // encoder.patch_size)
+    elif isinstance(encoder, CompressedVitSpec):
+        vit = dataclasses.replace(encoder.vit, grid=resolution // encoder.vit.patch_size)
+        encoder = dataclasses.replace(encoder, vit=vit)
     preprocess = dataclasses.replace(spec.preprocess, image_size=resolution)
     if preprocess.patches is not None:
         patches = dataclasses.replace(
@@ -127,9 +135,10 @@ def with_resolution(model: VlmModel, resolution: int) -> VlmModel:
         preprocess=preprocess,
     )
     module = model.vision
-    if isinstance(encoder, VitSpec):
+    if isinstance(encoder, VitSpec | CompressedVitSpec):
+        vit, table = (encoder, "encoder") if isinstance(encoder, VitSpec) else (encoder.vit, "encoder.vit")
         state = module.state_dict()
-        state["encoder.positions"] = resize_positions(state["encoder.positions"], encoder.grid, encoder.class_token)
+        state[f"{table}.positions"] = resize_positions(state[f"{table}.positions"], vit.grid, vit.class_token)
         with torch.device("meta"):
             module = build_vision(spec)
         assign(module, state, "")

@@ -5,10 +5,21 @@ stores and what the session on the device needs. It holds no tensors and imports
 """
 
 from edgevlm.spec.decoder import DecoderSpec, RopeScaling
+from edgevlm.spec.fusion import FusionSpec
 from edgevlm.spec.model import ModelSpec
 from edgevlm.spec.prompt import PatchesSpec, PreprocessSpec, PromptSpec
-from edgevlm.spec.tiles import AnyresTiles, AspectTiles, FramedLayout, ImageLayout, RowsLayout, SplitTiles, TileSpec
+from edgevlm.spec.tiles import (
+    AnyresTiles,
+    AspectTiles,
+    FramedLayout,
+    ImageLayout,
+    RowsLayout,
+    SplitTiles,
+    StackedTiles,
+    TileSpec,
+)
 from edgevlm.spec.vision import (
+    CompressedVitSpec,
     EncoderSpec,
     FastViTHDSpec,
     LinearProjectorSpec,
@@ -23,10 +34,12 @@ from edgevlm.spec.vision import (
 __all__ = [
     "AnyresTiles",
     "AspectTiles",
+    "CompressedVitSpec",
     "DecoderSpec",
     "EncoderSpec",
     "FastViTHDSpec",
     "FramedLayout",
+    "FusionSpec",
     "ImageLayout",
     "LinearProjectorSpec",
     "MlpProjectorSpec",
@@ -40,6 +53,7 @@ __all__ = [
     "RopeScaling",
     "RowsLayout",
     "SplitTiles",
+    "StackedTiles",
     "TileSpec",
     "VisionSpec",
     "VitSpec",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgevlm.spec.decoder import DecoderSpec
+from edgevlm.spec.fusion import FusionSpec
 from edgevlm.spec.prompt import PreprocessSpec, PromptSpec
 from edgevlm.spec.reading import build
 from edgevlm.spec.vision import VisionSpec
@@ -25,6 +26,7 @@ class ModelSpec:
     decoder: DecoderSpec
     preprocess: PreprocessSpec
     prompt: PromptSpec
+    fusion: FusionSpec | None = None
     model_type: str = ""
     model_class: str = ""
     licence: str = "unknown"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgevlm.spec.tiles import ImageLayout, TileSpec
+from edgevlm.spec.tiles import ImageLayout, StackedTiles, TileSpec
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PreprocessSpec:
     resample: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    tiles: TileSpec | None = None
+    tiles: TileSpec | StackedTiles | None = None
     patches: PatchesSpec | None = None
 
 

@@ -54,6 +54,20 @@ TileSpec: TypeAlias = AnyresTiles | SplitTiles | AspectTiles
 
 
 @dataclass(frozen=True)
+class StackedTiles:
+    """The parts of the image row by row, then the whole image, each made square and laid one below the other.
+
+    The encoder takes them together, as one tall tile (LLaVA-Mini, arXiv 2501.03895, high resolution).
+
+    Attributes:
+        split: parts along one side of the image.
+    """
+
+    split: int
+    kind: Literal["stacked"] = "stacked"
+
+
+@dataclass(frozen=True)
 class RowsLayout:
     """The whole image, then the map of all tiles row by row, without padding, each row ended by a learned embedding.
 

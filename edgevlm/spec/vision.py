@@ -110,7 +110,48 @@ class Qwen2VisionSpec:
         return self.patch_size * self.merge_size
 
 
-EncoderSpec: TypeAlias = FastViTHDSpec | VitSpec | Qwen2VisionSpec
+@dataclass(frozen=True)
+class CompressedVitSpec:
+    """A vision transformer, then learned queries that look at all its patches (LLaVA-Mini, arXiv 2501.03895).
+
+    The features are those of all parts of the image and, behind them, those of the queries.
+
+    Attributes:
+        vit: sees each part.
+        query_grid: the queries are a square of so many by so many.
+        query_heads: attention heads of the queries.
+        split: the image is seen in so many by so many parts (which the queries look at), and then whole; with 1 it is
+            seen whole alone.
+    """
+
+    vit: VitSpec
+    query_grid: int
+    query_heads: int
+    kind: Literal["compressed_vit"] = "compressed_vit"
+    split: int = 1
+
+    @property
+    def queries(self) -> int:
+        """Features of the queries."""
+        return self.query_grid**2
+
+    @property
+    def parts(self) -> int:
+        """Squares that the vision transformer sees of an image."""
+        return 1 if self.split == 1 else self.split**2 + 1
+
+    @property
+    def output_size(self) -> int:
+        """Channels of an image feature."""
+        return self.vit.output_size
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per patch along one axis."""
+        return self.vit.stride
+
+
+EncoderSpec: TypeAlias = FastViTHDSpec | VitSpec | Qwen2VisionSpec | CompressedVitSpec
 
 
 @dataclass(frozen=True)
@@ -183,4 +224,13 @@ class VisionSpec:
         """Image embeddings of a square of `resolution` pixels a side."""
         if isinstance(self.projector, QFormerSpec):
             return self.projector.num_queries
-        return (resolution // self.stride) ** 2
+        patches = (resolution // self.stride) ** 2
+        if isinstance(encoder := self.encoder, CompressedVitSpec):
+            return encoder.parts * patches + encoder.queries
+        return patches
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the pixels of one image; its parts lie one below the other."""
+        parts = self.encoder.parts if isinstance(self.encoder, CompressedVitSpec) else 1
+        return 3, parts * self.image_size, self.image_size

@@ -1,7 +1,7 @@
 """The vision graph: `pixel_values` float32 `[B, 3, R, R]` to `image_features` float32 `[B, N, H]`.
 
 For an encoder of packed patches (Qwen2-VL): `pixel_values` `[P, V]` of one image, for any P, and `image_grid_thw` int64
-`[1, 3]` to `[1, N, H]`.
+`[1, 3]` to `[1, N, H]`. For one that sees an image in P parts (LLaVA-Mini): `pixel_values` `[B, 3, P R, R]`.
 
 Traced by `torch.onnx.export` (dynamo), attention written as three products; then everything that differs between two
 runs or machines is removed (stack traces, scopes), and matrices and kernels move to a data file in the precision asked
@@ -29,6 +29,7 @@ from torch.export import Dim
 
 from edgevlm._version import __version__
 from edgevlm.exporters.onnx.external import ExternalData
+from edgevlm.models.llava_mini_vision import CompressedVit
 from edgevlm.models.qwen2_vision import Qwen2Vision
 from edgevlm.models.vlm import VisionModel
 from edgevlm.quant.schemes import Precision, store, vision_scheme
@@ -71,9 +72,10 @@ def write_vision(model: ir.Model, precision: Precision, path: Path, data: Extern
 def trace_vision(vision: VisionModel, resolution: int) -> ir.Model:
     """The first half of `export_vision`: the graph in float32, everything in memory."""
     module = copy.deepcopy(vision).float().eval()
-    inputs: tuple[Tensor, ...] = (torch.zeros(1, 3, resolution, resolution),)
+    parts = encoder.spec.parts if isinstance(encoder := vision.encoder, CompressedVit) else 1
+    inputs: tuple[Tensor, ...] = (torch.zeros(1, 3, parts * resolution, resolution),)
     shapes: tuple[dict[int, Any], ...] = ({0: "batch_size"},)
-    if isinstance(encoder := vision.encoder, Qwen2Vision):
+    if isinstance(encoder, Qwen2Vision):
         side, square = 2 * encoder.spec.merge_size, encoder.spec.merge_size**2
         inputs = torch.zeros(side**2, encoder.spec.patch_values), torch.tensor([[1, side, side]])
         shapes = {0: square * Dim("squares", min=1)}, {}
