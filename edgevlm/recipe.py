@@ -39,6 +39,7 @@ class Recipe(BaseModel):
         vision_precision: storage of the vision tower; None takes fp16 unless `precision` is fp32.
         mmproj: beside a GGUF, also write the vision side as llama.cpp's own image support reads it.
         resolution: input pixels along one side, a multiple of the encoder's stride; None keeps the checkpoint's.
+        prompt_template: one of the family's templates, by name; None keeps the checkpoint's.
         target: the device profile.
         verify: thresholds that differ from the table.
         seed: for everything drawn at random.
@@ -53,6 +54,7 @@ class Recipe(BaseModel):
     vision_precision: Precision | None = None
     mmproj: bool = False
     resolution: int | None = Field(default=None, gt=0)
+    prompt_template: str | None = None
     target: Literal["cpu"] = "cpu"
     verify: VerifyThresholds = VerifyThresholds()
     seed: int = 0

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
@@ -212,11 +213,14 @@ class Session:
             logits, reused = self._prefill(parts, reuse=options.reuse)
             prefilled = time.perf_counter()
 
+            prompt = self.spec.prompt
+            if prompt.stop_strings and not options.ignore_eos:
+                options = replace(options, stop=(*options.stop, *prompt.stop_strings))
             loop = generate_tokens(
                 self._decoder,
                 logits,
                 self.tokenizer,
-                frozenset(() if options.ignore_eos else self.spec.prompt.stop_token_ids),
+                frozenset(() if options.ignore_eos else prompt.stop_token_ids),
                 options,
                 self._context.append,
             )

@@ -24,6 +24,7 @@ _PRECISIONS = click.Choice(get_args(Precision))
     "--mmproj", is_flag=True, default=None, help="With GGUF: also write the vision side for llama.cpp's own tools."
 )
 @click.option("--resolution", type=int, help="Input pixels along one side.  [default: the checkpoint's]")
+@click.option("--prompt-template", help="One of the family's prompt templates, by name.  [default: the checkpoint's]")
 @click.option("--target", help="Device profile.  [default: cpu]")
 @click.option("--recipe", type=click.Path(path_type=Path), help="YAML file with the same fields; flags win.")
 @click.option("--force", is_flag=True, help="Replace what is at OUT.")
@@ -36,6 +37,7 @@ def command(
     gguf_type: str | None,
     mmproj: bool | None,
     resolution: int | None,
+    prompt_template: str | None,
     target: str | None,
     recipe: Path | None,
     force: bool,
@@ -52,6 +54,7 @@ def command(
         "gguf_type": gguf_type,
         "mmproj": mmproj,
         "resolution": resolution,
+        "prompt_template": prompt_template,
         "target": target,
     }
     chosen = Recipe.from_sources(recipe, flags)

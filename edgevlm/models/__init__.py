@@ -1,39 +1,81 @@
 """Checkpoints become `VlmModel`s here: one file a family, one decoder for all.
 
-`load(path)` finds the family by the `model_type` in `config.json` and fills a `VlmModel`. Families differ in how they
-fill it, never in how it is consumed.
+`load(path)` finds the family by the `model_type` in `config.json`, or by a file that only its folders have, and fills a
+`VlmModel`. Families differ in how they fill it, never in how it is consumed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from edgevlm.models.checkpoint import read_json
+from edgevlm.models.prompt_templates import with_template
 from edgevlm.models.source import resolve
 from edgevlm.models.unknown import unknown_model
-from edgevlm.models.vlm import VlmModel, with_resolution
+from edgevlm.models.vlm import VlmModel, check_resolution, with_resolution
+from edgevlm.spec import ModelSpec
 
-#: A family is a module of this package with `MODEL_TYPES` and `load(folder, config)`.
-FAMILIES = ("fastvlm",)
+#: A family is a module of this package with `MODEL_TYPES` and `load(folder, config)`. It may have a `MARKER`, a file by
+#: which its folders are known, `PROMPT_TEMPLATES` by name, and `describe(folder)` where `load` computes with weights.
+FAMILIES = ("fastvlm", "tinygptv")
 
 __all__ = ["FAMILIES", "VlmModel", "load", "resolve"]
 
 
-def load(folder: Path, *, resolution: int | None = None) -> VlmModel:
-    """Load the checkpoint in `folder`, optionally for another input resolution in pixels.
+def load(
+    folder: Path,
+    *,
+    resolution: int | None = None,
+    prompt_template: str | None = None,
+    accept: Callable[[ModelSpec], None] | None = None,
+) -> VlmModel:
+    """Load the checkpoint in `folder`.
+
+    Args:
+        folder: of the checkpoint.
+        resolution: input resolution in pixels; None keeps the checkpoint's.
+        prompt_template: one of the family's templates, by name; None keeps the checkpoint's.
+        accept: called with the spec, before any weight where loading computes with weights; it refuses by raising.
 
     Raises:
         CheckpointError: the model type is unknown, or the files do not hold together.
-        InputError: the resolution is not a multiple of the encoder's stride.
+        InputError: the resolution is not a multiple of the encoder's stride, or there is no such template.
     """
+    family, config = _family(folder)
+    if accept is not None and hasattr(family, "describe"):
+        accept(_with_options(family, family.describe(folder), resolution, prompt_template))
+    model: VlmModel = family.load(folder, config)
+    spec = _with_options(family, model.spec, resolution, prompt_template)
+    if accept is not None:
+        accept(spec)
+    model = dataclasses.replace(model, spec=spec)
+    return model if resolution is None else with_resolution(model, resolution)
+
+
+def _family(folder: Path) -> tuple[ModuleType, dict[str, Any]]:
+    """The module that loads `folder`, and the folder's `config.json` if the family has one."""
+    families = [importlib.import_module(f"edgevlm.models.{name}") for name in FAMILIES]
+    for family in families:
+        if hasattr(family, "MARKER") and (folder / family.MARKER).is_file():
+            return family, {}
     config = read_json(folder / "config.json")
-    model_type = config.get("model_type")
-    known: list[str] = []
-    for name in FAMILIES:
-        family = importlib.import_module(f"edgevlm.models.{name}")
-        known += family.MODEL_TYPES
-        if model_type in family.MODEL_TYPES:
-            model: VlmModel = family.load(folder, config)
-            return model if resolution is None else with_resolution(model, resolution)
+    for family in families:
+        if config.get("model_type") in family.MODEL_TYPES:
+            return family, config
+    known = [model_type for family in families for model_type in family.MODEL_TYPES]
     raise unknown_model(config, str(folder / "config.json"), known)
+
+
+def _with_options(family: ModuleType, spec: ModelSpec, resolution: int | None, template: str | None) -> ModelSpec:
+    """The spec with another template, for a resolution that the encoder can have."""
+    if resolution is not None:
+        check_resolution(spec, resolution)
+    if template is None:
+        return spec
+    templates = getattr(family, "PROMPT_TEMPLATES", {})
+    return dataclasses.replace(spec, prompt=with_template(spec.prompt, templates, template, "prompt_template"))

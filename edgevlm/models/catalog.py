@@ -37,6 +37,12 @@ CATALOG = (
         ),
         formats=("onnx", "gguf"),
     ),
+    Family(
+        name="tinygptv",
+        title="TinyGPT-V (EVA-ViT-g + Q-Former + patched Phi-2), from its four sources",
+        checkpoints=("Tyrannosaurus/TinyGPT-V",),
+        formats=("onnx",),
+    ),
 )
 
 

@@ -1,6 +1,6 @@
 """Reading a published checkpoint tensor by tensor, as files from a stranger.
 
-In: a folder with `config.json` and weights as safetensors (single or sharded) or `pytorch_model*.bin`. Out: names,
+In: a folder with weights as safetensors (single or sharded) or `pytorch_model*.bin`, or one such file. Out: names,
 shapes and tensors, memory-mapped, so that nothing is read before it is used. Pickles are opened with
 `weights_only=True` and mapped; one that carries code is refused.
 """
@@ -8,6 +8,8 @@ shapes and tensors, memory-mapped, so that nothing is read before it is used. Pi
 from __future__ import annotations
 
 import json
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,22 +88,37 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     for pattern, reader in (("model*.safetensors", _read_safetensors), ("pytorch_model*.bin", _read_pickle)):
         files = _weight_files(folder, pattern)
-        if not files:
-            continue
-        checkpoint = Checkpoint(folder, {}, {}, {})
-        for file in files:
-            for name, value in reader(file).items():
-                if name in checkpoint.files:
-                    raise CheckpointError(f"tensor {name} is in two files", f"{checkpoint.files[name]}, {file}", _HINT)
-                checkpoint.files[name] = file
-                if isinstance(value, Tensor):
-                    checkpoint._pickled[name] = value
-                    value = tuple(value.shape)
-                checkpoint.shapes[name] = value
-        return checkpoint
+        if files:
+            return _listed(folder, files, reader)
     raise CheckpointError(
         "no weights: neither model*.safetensors nor pytorch_model*.bin", str(folder), "give a checkpoint folder"
     )
+
+
+def open_file(file: Path) -> Checkpoint:
+    """List the tensors of one file: safetensors by its name, else a pickled state dict, perhaps under `model`.
+
+    Raises:
+        CheckpointError: it is missing or truncated, or a pickle with code.
+    """
+    if not file.is_file():
+        raise CheckpointError("a file of the checkpoint is missing", str(file), _HINT)
+    return _listed(file.parent, [file], _read_safetensors if file.suffix == ".safetensors" else _read_pickle)
+
+
+def _listed(
+    folder: Path, files: list[Path], reader: Callable[[Path], Mapping[str, Tensor | tuple[int, ...]]]
+) -> Checkpoint:
+    checkpoint = Checkpoint(folder, {}, {}, {})
+    for file in files:
+        for name, value in reader(file).items():
+            if name in checkpoint.files:
+                raise CheckpointError(f"tensor {name} is in two files", f"{checkpoint.files[name]}, {file}", _HINT)
+            checkpoint.files[name] = file
+            if isinstance(value, Tensor):
+                checkpoint._pickled[name] = value
+            checkpoint.shapes[name] = tuple(value.shape) if isinstance(value, Tensor) else value
+    return checkpoint
 
 
 def _weight_files(folder: Path, pattern: str) -> list[Path]:
@@ -131,13 +148,16 @@ def _read_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
-        data = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # Files from before torch 1.6 are not zip archives and cannot be mapped.
+        data = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:
         raise CheckpointError(
             "this pickle holds more than tensors, or is damaged; it was not run",
             str(file),
             "convert the checkpoint to safetensors where you trust it",
         ) from error
+    if isinstance(data, dict) and isinstance(data.get("model"), dict):
+        data = data["model"]  # beside it lie what only training needs: optimizer states, epoch, configuration
     if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
         raise CheckpointError("this pickle is not a dictionary of tensors", str(file), "give a model's state dict")
     return {str(name): value for name, value in data.items()}

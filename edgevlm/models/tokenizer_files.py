@@ -58,11 +58,11 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
         added=added,
         size=size,
         generation_stops=tuple(stop for stop in stops if isinstance(stop, int)),
-        licence=_licence(folder),
+        licence=read_licence(folder),
     )
 
 
-def _licence(folder: Path) -> str:
+def read_licence(folder: Path) -> str:
     """The `license:` line of the model card, if there is one."""
     card = folder / "README.md"
     if card.is_file():

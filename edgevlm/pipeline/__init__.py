@@ -33,6 +33,7 @@ from edgevlm.exporters.newline import write_newline
 from edgevlm.models import VlmModel, load, resolve
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.recipe import GgufType, Recipe
+from edgevlm.spec import ModelSpec
 
 #: The GGUF type that a precision stands for.
 GGUF_TYPES: dict[Precision, GgufType] = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
@@ -64,10 +65,14 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
     """
     progress(0, 1, "load")
     folder = resolve(recipe.model)
-    model = load(folder, resolution=recipe.resolution)
     vision_precision = recipe.vision_precision or ("fp32" if recipe.precision == "fp32" else "fp16")
     gguf_type = recipe.gguf_type or GGUF_TYPES[recipe.precision]
-    _refuse_unsupported(recipe, model, vision_precision, gguf_type)
+    model = load(
+        folder,
+        resolution=recipe.resolution,
+        prompt_template=recipe.prompt_template,
+        accept=lambda spec: _refuse_unsupported(recipe, spec, vision_precision, gguf_type),
+    )
     decoder_precision = GGUF_PRECISIONS[gguf_type] if recipe.format == "gguf" else recipe.precision
     limits = thresholds(decoder_precision, vision_precision, recipe.verify)
     with atomic_folder(out, replace=force) as work:
@@ -93,18 +98,18 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
     return open_bundle(out)
 
 
-def _refuse_unsupported(recipe: Recipe, model: VlmModel, vision: Precision, gguf_type: GgufType) -> None:
-    reason = onnx.supports(model.spec, recipe.precision, vision)
+def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: Precision, gguf_type: GgufType) -> None:
+    reason = onnx.supports(spec, recipe.precision, vision)
     if recipe.format == "gguf":
-        reason = gguf_supports(model.spec, gguf_type) or onnx.supports(model.spec, "fp32", vision)
-        reason = reason or (mmproj_supports(model.spec) if recipe.mmproj else None)
+        reason = gguf_supports(spec, gguf_type) or onnx.supports(spec, "fp32", vision)
+        reason = reason or (mmproj_supports(spec) if recipe.mmproj else None)
     elif recipe.gguf_type is not None:
         reason = f"gguf_type {recipe.gguf_type} belongs to format gguf, not {recipe.format}"
     elif recipe.mmproj:
         reason = f"mmproj belongs to format gguf, not {recipe.format}"
     if reason is not None:
         raise UnsupportedError(
-            f"cannot export {model.spec.name} to {recipe.format}: {reason}", recipe.model, "see docs/export.md"
+            f"cannot export {spec.name} to {recipe.format}: {reason}", recipe.model, "see docs/export.md"
         )
 
 
@@ -136,9 +141,14 @@ def _manifest(recipe: Recipe, model: VlmModel, source: Path, folder: Path, artif
         artifacts=entries,
         parity=list[ParityResult](),
         tools=_tools(),
-        source_sha256={path.relative_to(source).as_posix(): sha256_file(path) for path in model.sources},
+        source_sha256={_source_name(path, source): sha256_file(path) for path in model.sources},
         licence=model.spec.licence,
     )
+
+
+def _source_name(path: Path, source: Path) -> str:
+    """A weight file's path in the checkpoint's folder; of one that lies elsewhere the last folder and the name."""
+    return (path.relative_to(source) if path.is_relative_to(source) else Path(*path.parts[-2:])).as_posix()
 
 
 def _tools() -> dict[str, str]:
