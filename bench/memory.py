@@ -49,10 +49,11 @@ class TreeWatch:
 
     def memory(self) -> Memory | None:
         """What was seen, or None where nothing was."""
-        if not self._peak_rss:
+        peak_rss = max(self._peak_rss, self.loaded_rss or 0)
+        if not peak_rss:
             return None
         return Memory(
-            peak_rss_bytes=self._peak_rss,
+            peak_rss_bytes=peak_rss,
             peak_pss_bytes=self._peak_pss or None,
             loaded_rss_bytes=self.loaded_rss,
             interval_ms=INTERVAL_S * 1000,
