@@ -10,18 +10,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from edgevlm.errors import CheckpointError
-from edgevlm.models.checkpoint import Checkpoint, open_checkpoint, read_json
-from edgevlm.models.decoder import Decoder
+from edgevlm.models.checkpoint import open_checkpoint, read_json
+from edgevlm.models.configs import PublishedConfig, require, section, validated
 from edgevlm.models.fastvithd import fold_batchnorm
-from edgevlm.models.tensors import assign, check_names_and_shapes, same_data
+from edgevlm.models.loading import HEAD, build_checked, decoder_name, is_tied, named_tensors, vocabulary_rows
+from edgevlm.models.tensors import assign
+from edgevlm.models.text_config import configured_stops, read_decoder
 from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
-from edgevlm.models.vlm import VisionModel, VlmModel, build_vision, check_resolution
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+from edgevlm.models.vlm import VlmModel, check_resolution
+from edgevlm.spec import FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
 
 MODEL_TYPES = ("llava_qwen2", "fast_vlm")
 DEFAULT_RESOLUTION = 1024
@@ -44,29 +44,12 @@ _APPLE_VISION = "model.vision_tower.vision_tower.model."
 _HF_VISION = "model.vision_tower.timm_model."
 
 
-class _Config(BaseModel):
-    """The fields of `config.json` that matter, text fields at the top level (Apple) or merged there (transformers)."""
+class _Config(PublishedConfig):
+    """The fields of `config.json` beside the decoder's that matter."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    # The upper bounds stop a config that would make the loader build for hours before a tensor is compared.
-    hidden_size: int = Field(gt=0, le=1 << 16)
-    intermediate_size: int = Field(gt=0, le=1 << 18)
-    num_hidden_layers: int = Field(gt=0, le=512)
-    num_attention_heads: int = Field(gt=0, le=1024)
-    num_key_value_heads: int = Field(gt=0, le=1024)
-    head_dim: int | None = Field(default=None, gt=0, le=1024)
-    rms_norm_eps: float = Field(default=1e-6, gt=0, lt=1)
-    rope_theta: float = Field(default=1e6, gt=1, allow_inf_nan=False)
-    max_position_embeddings: int = Field(default=32768, gt=0, le=1 << 24)
-    hidden_act: str = "silu"
-    use_sliding_window: bool = False
-    eos_token_id: int | list[int] | None = None
     mm_vision_tower: str | None = None
-    mm_projector_type: str = "mlp2x_gelu"
     image_aspect_ratio: str = "pad"
     image_token_index: int | None = None
-    tokenizer_model_max_length: int | None = None
 
 
 def apple_name(name: str) -> str:
@@ -112,9 +95,9 @@ def module_name(apple: str) -> str | None:
     if match := re.fullmatch(r"model\.mm_projector\.([02])\.(weight|bias)", apple):
         return f"vision.projector.linear_{int(match[1]) // 2 + 1}.{match[2]}"
     if apple.startswith(("model.embed_tokens.", "model.layers.", "model.norm.")):
-        return "decoder." + apple.removeprefix("model.")
+        return decoder_name(apple.removeprefix("model."))
     if apple == "lm_head.weight":
-        return "decoder.lm_head.weight"
+        return HEAD
     raise CheckpointError(f"unknown tensor {apple}", "the checkpoint", "FastVLM has no such tensor; is this FastVLM?")
 
 
@@ -147,47 +130,25 @@ def read_encoder(shapes: dict[str, tuple[int, ...]]) -> FastViTHDSpec:
     )
 
 
-def read_config(folder: Path, raw: dict[str, Any]) -> _Config:
-    """Validate `config.json`, in either layout.
-
-    Raises:
-        CheckpointError: a field is missing, has the wrong type, or asks for what FastVLM does not do.
-    """
-    text = raw.get("text_config", {})
-    merged = {**raw, **text} if isinstance(text, dict) else raw
-    rope = merged.get("rope_parameters") or merged.get("rope_scaling") or {}
-    file = str(folder / "config.json")
-    try:
-        if isinstance(rope, dict):
-            if rope.get("rope_type", rope.get("type", "default")) != "default":
-                raise CheckpointError("rope scaling is not supported for this family", file)
-            merged = {**merged, **({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})}
-        config = _Config.model_validate(merged)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise CheckpointError(f"config.json: {field}: {problem['msg']}", file, "give the published config") from error
-    if config.hidden_act != "silu" or config.mm_projector_type != "mlp2x_gelu" or config.use_sliding_window:
-        raise CheckpointError(
-            "config.json asks for another activation, projector or a sliding window", file, "is this FastVLM?"
-        )
-    return config
-
-
 def read_spec(
     folder: Path, raw: dict[str, Any], shapes: dict[str, tuple[int, ...]], *, tied: bool, tokenizer: TokenizerFacts
 ) -> ModelSpec:
-    """The spec from configuration, tensor shapes (IR names) and tokenizer."""
-    config = read_config(folder, raw)
+    """The spec from `config.json` in either layout, tensor shapes (IR names) and tokenizer.
+
+    Raises:
+        CheckpointError: a field is missing, has a value that does not fit, or asks for what FastVLM does not do.
+    """
+    file = str(folder / "config.json")
+    text = {"rope_theta": 1e6, **raw, **section(raw, "text_config", file)}
+    require(text, "mm_projector_type", ("mlp2x_gelu",), file)
+    config = validated(_Config, text, file)
     encoder = read_encoder(shapes)
     resolution = _resolution(folder, config)
-    vocabulary = shapes.get("decoder.embed_tokens.weight")
     projector = shapes.get("vision.projector.linear_1.weight")
-    if vocabulary is None or projector is None:
-        missing = "model.embed_tokens.weight" if vocabulary is None else "model.mm_projector.0.weight"
-        raise CheckpointError(f"tensor {missing} is missing", str(folder), "download the checkpoint again")
-    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if projector is None:
+        raise CheckpointError(
+            "tensor model.mm_projector.0.weight is missing", str(folder), "download the checkpoint again"
+        )
     spec = ModelSpec(
         family="fastvlm",
         name=folder.resolve().name,
@@ -197,29 +158,12 @@ def read_spec(
             image_tokens=(resolution // encoder.stride) ** 2,
             projector=MlpProjectorSpec(projector[0]),
         ),
-        decoder=DecoderSpec(
-            architecture="qwen2",
-            vocab_size=vocabulary[0],
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=head_dim,
-            rotary_dim=head_dim,
-            rope_theta=config.rope_theta,
-            norm_eps=config.rms_norm_eps,
-            max_position_embeddings=min(
-                config.max_position_embeddings, config.tokenizer_model_max_length or config.max_position_embeddings
-            ),
-            qkv_bias=True,
-            tied_embeddings=tied,
-        ),
+        decoder=read_decoder(text, "qwen2", file, vocab_size=vocabulary_rows(shapes, str(folder)), tied=tied),
         preprocess=PreprocessSpec(image_size=resolution, fit="pad" if config.image_aspect_ratio == "pad" else "crop"),
         prompt=PromptSpec(
             chat_template=CHAT_TEMPLATE,
             image_token_id=tokenizer.image_token_id(config.image_token_index),
-            stop_token_ids=tokenizer.stop_ids(("<|im_end|>", "<|endoftext|>"), stops),
+            stop_token_ids=tokenizer.stop_ids(("<|im_end|>", "<|endoftext|>"), configured_stops(text)),
         ),
         model_type="llava_qwen2",
         model_class="LlavaQwen2ForCausalLM",
@@ -252,13 +196,13 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     """
     checkpoint = open_checkpoint(folder)
     published = published_names(checkpoint.shapes)
-    tied = _is_tied(checkpoint, published)
+    tied = is_tied(checkpoint, published)
     if tied:
-        published.pop("decoder.lm_head.weight", None)
+        published.pop(HEAD, None)
     tokenizer = tokenizer_facts(folder)
     shapes = {name: checkpoint.shapes[source] for name, source in published.items()}
     spec = read_spec(folder, raw, shapes, tied=tied, tokenizer=tokenizer)
-    vision, decoder = build_checked(spec, shapes, published, str(folder))
+    vision, decoder = build_checked(spec, shapes, published, str(folder), batchnorm=True)
     tensors: dict[str, Tensor] = {name: checkpoint.tensor(source) for name, source in published.items()}
     for name in [name for name in tensors if name.endswith("convffn.conv.conv.weight")]:
         fold_batchnorm(tensors, name.removesuffix(".conv.weight"))
@@ -267,43 +211,10 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     return VlmModel(spec, vision, decoder, tokenizer.files, checkpoint.sources)
 
 
-def build_checked(
-    spec: ModelSpec, shapes: dict[str, tuple[int, ...]], published: dict[str, str], where: str
-) -> tuple[VisionModel, Decoder]:
-    """Modules on the meta device, once every tensor's name and shape (by IR name) has been found to fit them.
-
-    Raises:
-        CheckpointError: a tensor is missing, unknown or mis-shaped.
-    """
-    with torch.device("meta"):
-        unfolded = build_vision(spec, batchnorm=True)
-        vision = build_vision(spec)
-        decoder = Decoder(spec.decoder)
-    expected = {f"vision.{name}": tuple(value.shape) for name, value in unfolded.state_dict().items()}
-    expected |= {f"decoder.{name}": tuple(value.shape) for name, value in decoder.state_dict().items()}
-    optional = {name for name in expected if name.endswith("num_batches_tracked")}
-    check_names_and_shapes(expected, shapes, optional, published, where)
-    return vision, decoder
-
-
 def published_names(shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
     """IR name -> published name (of either layout), for every tensor that the model uses.
 
     Raises:
         CheckpointError: a tensor that FastVLM does not have.
     """
-    names: dict[str, str] = {}
-    for published in shapes:
-        name = module_name(apple_name(published))
-        if name is not None:
-            names[name] = published
-    return names
-
-
-def _is_tied(checkpoint: Checkpoint, published: dict[str, str]) -> bool:
-    """The tie rule, on data: no head, or a head equal to the embedding. The configuration's flag is not trusted."""
-    head = published.get("decoder.lm_head.weight")
-    embedding = published.get("decoder.embed_tokens.weight")
-    if head is None or embedding is None:
-        return head is None
-    return same_data(checkpoint.tensor(head), checkpoint.tensor(embedding))
+    return named_tensors(shapes, lambda name: module_name(apple_name(name)), "the checkpoint")

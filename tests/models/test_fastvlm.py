@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from edgevlm.errors import CheckpointError, InputError
 from edgevlm.models import load
-from edgevlm.models.fastvlm import apple_name, build_checked, published_names, read_spec
+from edgevlm.models.fastvlm import apple_name, published_names, read_spec
+from edgevlm.models.loading import build_checked
 from edgevlm.models.tokenizer_files import TokenizerFacts
 from edgevlm.models.vlm import VlmModel
+from edgevlm.spec import FastViTHDSpec
 
 LAYOUTS = Path(__file__).parents[1] / "data" / "layouts"
 TOKENIZER = TokenizerFacts({}, {"<|im_end|>": 151645}, 151646, (151645,), "unknown")
@@ -47,7 +49,8 @@ def test_every_published_tensor_is_accepted(name: str, tmp_path: Path) -> None:
         published.pop("decoder.lm_head.weight", None)
     shapes = {key: layout(name)[source] for key, source in published.items()}
     spec = read_spec(tmp_path, config, shapes, tied=tied, tokenizer=TOKENIZER)
-    vision, decoder = build_checked(spec, shapes, published, name)
+    vision, decoder = build_checked(spec, shapes, published, name, batchnorm=True)
+    assert isinstance(spec.vision.encoder, FastViTHDSpec)
     assert spec.vision.encoder.depths == (2, 12, 24, 4, 2)
     assert spec.vision.encoder.dims == (96, 192, 384, 768, 1536)
     assert spec.vision.image_tokens == 256
