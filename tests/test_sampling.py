@@ -1,5 +1,7 @@
 """Sampling has the distributions of transformers' warpers; stop strings never leak."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ CASES = [
 ]
 
 
-def expected(logits: NDArray[np.float32], options: SamplingOptions) -> NDArray[np.float32]:
+def expected(logits: NDArray[np.floating], options: SamplingOptions) -> NDArray[np.floating]:
     scores = torch.from_numpy(logits)[None]
     ids = torch.zeros(1, 1, dtype=torch.long)
     scores = TemperatureLogitsWarper(options.temperature)(ids, scores)
@@ -30,21 +32,63 @@ def expected(logits: NDArray[np.float32], options: SamplingOptions) -> NDArray[n
         scores = TopKLogitsWarper(options.top_k)(ids, scores)
     if options.top_p < 1:
         scores = TopPLogitsWarper(options.top_p)(ids, scores)
-    probabilities: NDArray[np.float32] = scores.softmax(-1)[0].numpy()
-    return probabilities
+    return np.asarray(scores.softmax(-1)[0])
+
+
+def probabilities(logits: NDArray[np.float32], options: SamplingOptions) -> NDArray[np.float64]:
+    ids, weights = likely_tokens(logits, options, np.empty_like(logits))
+    result = np.zeros(len(logits))
+    result[slice(None) if ids is None else ids] = weights / weights.sum(dtype=np.float64)
+    return result
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
 @pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
 def test_distribution_equals_transformers(options: SamplingOptions, scale: float) -> None:
     logits = (np.random.default_rng(3).normal(size=2000) * scale).astype(np.float32)
-    ids, weights = likely_tokens(logits, options, np.empty_like(logits))
-    actual = np.zeros(2000)
-    actual[slice(None) if ids is None else ids] = weights / weights.sum()
+    actual = probabilities(logits, options)
     reference = expected(logits, options)
     if 0 < options.top_k < 2000 or options.top_p < 1:
         np.testing.assert_array_equal(actual > 0, reference > 1e-9)
     np.testing.assert_allclose(actual, reference, atol=1e-6)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("scale", [0.1, 2.0, 3.3, 8.0])
+@pytest.mark.parametrize("size", [40_000, 40_001])
+def test_nucleus_of_a_large_vocabulary(size: int, scale: float, top_p: float) -> None:
+    """Found among the largest logits, with a bound of the others or with their sum, or between two sampled values."""
+    logits = (np.random.default_rng(5).normal(size=size) * scale).astype(np.float32)
+    options = SamplingOptions(1.0, top_p=top_p)
+    reference = expected(logits.astype(np.float64), options)
+    actual = probabilities(logits, options)
+    np.testing.assert_array_equal(actual > 0, reference > 0)
+    np.testing.assert_allclose(actual, reference, atol=1e-6)
+
+
+@pytest.mark.parametrize("top_p", [0.33333, 0.91111])
+@pytest.mark.parametrize("levels", [1, 3, 40])
+@pytest.mark.parametrize("size", [1000, 40_000])
+def test_of_equal_logits_at_the_edge_the_higher_ids_are_kept(size: int, levels: int, top_p: float) -> None:
+    """transformers leaves open which; that a seed repeats needs a rule."""
+    logits = (np.random.default_rng(2).integers(0, levels, size) / levels).astype(np.float32)
+    options = SamplingOptions(1.0, top_p=top_p)
+    actual, reference = probabilities(logits, options), expected(logits.astype(np.float64), options)
+    np.testing.assert_allclose(np.sort(actual), np.sort(reference), atol=1e-6)
+    edge = logits[actual > 0].min()
+    ties = actual[logits == edge] > 0
+    assert (np.diff(ties.astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.3, 1 - 2**-53])
+def test_a_draw_never_takes_what_lies_outside_the_nucleus(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights outside are 0 there; running sums that end in them must not."""
+    logits = np.zeros(40_000, np.float32)
+    logits[10_000:30_000] = 1
+    sampler = Sampler(SamplingOptions(1.0, top_p=0.3, seed=0))
+    support = probabilities(logits, SamplingOptions(1.0, top_p=0.3)) > 0
+    monkeypatch.setattr(sampler, "_random", SimpleNamespace(random=lambda: uniform))
+    assert support[sampler(logits)]
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 1500}], ids=["all", "some"])
@@ -83,10 +127,11 @@ def test_sampling_leaves_the_logits_alone() -> None:
     np.testing.assert_array_equal(logits, before)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_an_engine_failure(value: float) -> None:
+def test_logits_that_are_not_finite_are_an_engine_failure(value: float, temperature: float) -> None:
     with pytest.raises(EngineError, match="finite"):
-        Sampler(SamplingOptions())(np.array([0.0, value, 1.0], np.float32))
+        Sampler(SamplingOptions(temperature))(np.array([0.0, value, 1.0], np.float32))
 
 
 @pytest.mark.parametrize(
