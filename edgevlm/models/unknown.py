@@ -8,6 +8,12 @@ from typing import Any
 from edgevlm.errors import CheckpointError
 
 WANTED_TASK = "image-text-to-text"
+#: Model types that a known family resembles, and what of theirs it does not compute.
+_SUCCESSORS = {
+    "qwen2_5_vl": "its vision tower attends within windows",
+    "qwen3_vl": "its vision features enter several decoder layers (DeepStack), and its rotary sections interleave",
+    "qwen3_vl_moe": "its decoder is a mixture of experts, and its vision features enter several layers (DeepStack)",
+}
 
 
 def infer_task(architecture: str) -> str | None:
@@ -27,6 +33,10 @@ def infer_task(architecture: str) -> str | None:
 
 def unknown_model(config: dict[str, Any], where: str, known: list[str]) -> CheckpointError:
     """The error for a `config.json` whose model type no family loads."""
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in _SUCCESSORS:
+        what = f"model_type {model_type!r} is not supported: {_SUCCESSORS[model_type]}"
+        return CheckpointError(what, where, "`edgevlm models` lists what is known, among them qwen2_vl")
     architectures = config.get("architectures")
     named = isinstance(architectures, list) and architectures and isinstance(architectures[0], str)
     task = infer_task(architectures[0]) if isinstance(architectures, list) and named else None
