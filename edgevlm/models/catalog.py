@@ -43,6 +43,20 @@ CATALOG = (
         checkpoints=("Tyrannosaurus/TinyGPT-V",),
         formats=("onnx",),
     ),
+    Family(
+        name="idefics3",
+        title="SmolVLM and Idefics3 (SigLIP with pixel shuffle + Llama)",
+        checkpoints=(
+            "HuggingFaceTB/SmolVLM-256M-Instruct",
+            "HuggingFaceTB/SmolVLM-500M-Instruct",
+            "HuggingFaceTB/SmolVLM-Instruct",
+            "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+            "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+            "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+            "HuggingFaceM4/Idefics3-8B-Llama3",
+        ),
+        formats=("onnx", "gguf"),
+    ),
 )
 
 
