@@ -24,7 +24,7 @@ from transformers import (
 from edgevlm.zoo.tokenizer import build_tokenizer
 
 RANK, ALPHA, PATCH = 4, 1.0, 14
-HEADS, HEAD_DIM, VISION, QFORMER, BETWEEN, LAYERS = 2, 40, 48, 64, 72, 2
+HEADS, HEAD_DIM, VISION, QFORMER, BETWEEN, LAYERS = 2, 80, 48, 64, 72, 2
 HIDDEN = HEADS * HEAD_DIM
 STAGE = "llama_model.base_model.model.model.layers."
 
@@ -54,7 +54,7 @@ class Reference(nn.Module):
         phi = PhiConfig(
             vocab_size=1100,
             hidden_size=HIDDEN,
-            intermediate_size=160,
+            intermediate_size=192,
             num_hidden_layers=LAYERS,
             num_attention_heads=HEADS,
             max_position_embeddings=256,
@@ -75,9 +75,11 @@ class Reference(nn.Module):
                 self.lora[f"{index}_{target}_B"] = nn.Parameter(torch.empty(rows, RANK))
             self._hook(index, layer.self_attn)
         generator = torch.Generator().manual_seed(seed)
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)
-            parameter.data = values / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.7 + 0.3 * values
+            small = 0.1 * values if name.endswith("bias") else 0.8 + 0.3 * values
+            parameter.data = values / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else small
+        self.phi.lm_head.weight.data *= 4
         for layer in self.phi.model.layers:
             # Published are the norms' weights alone; sharp attention makes question and image decide.
             for norm in (layer.self_attn.q_layernorm, layer.self_attn.k_layernorm):

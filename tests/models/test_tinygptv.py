@@ -257,7 +257,7 @@ def test_a_sources_file_that_is_no_mapping_of_the_fields_is_refused(content: str
         ("model_type", "phi3", "model_type 'phi3' is not supported"),
         ("num_key_value_heads", 1, "num_key_value_heads differs"),
         ("rope_parameters", {"rope_type": "yarn"}, "rope scaling"),
-        ("hidden_size", 81, "does not divide"),
+        ("hidden_size", 161, "does not divide"),
     ],
 )
 def test_a_phi_that_computes_otherwise_is_refused(
