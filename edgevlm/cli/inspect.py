@@ -34,12 +34,16 @@ def command(bundle: Path, verify: bool, as_json: bool) -> None:
 def _print_model(bundle: Bundle) -> None:
     manifest, spec = bundle.manifest, bundle.spec
     decoder, vision = spec.decoder, spec.vision
+    size = f"{vision.image_size} x {vision.image_size} pixels to {vision.image_tokens} tokens"
+    if (patches := spec.preprocess.patches) is not None:
+        tokens = patches.max_pixels // vision.stride**2
+        size = f"images of any shape, at most {patches.max_pixels} pixels, which become {tokens} tokens"
     heads = f"{decoder.num_attention_heads} heads ({decoder.num_key_value_heads} key/value)"
     rows = [
         ["model", f"{manifest.name} ({spec.family})"],
         ["licence of the weights", manifest.licence],
         ["format", manifest.format],
-        ["vision", f"{vision.image_size} x {vision.image_size} pixels to {vision.image_tokens} tokens"],
+        ["vision", size],
         ["decoder", f"{decoder.architecture}, {decoder.num_hidden_layers} layers of {decoder.hidden_size}, {heads}"],
         ["vocabulary", f"{decoder.vocab_size} rows, {'tied' if decoder.tied_embeddings else 'untied'} head"],
         ["context", f"{decoder.max_position_embeddings} positions"],

@@ -14,7 +14,7 @@ from typing import Any
 from edgevlm.errors import CheckpointError
 from edgevlm.exporters.onnx import layout
 from edgevlm.quant.schemes import Precision
-from edgevlm.spec import ModelSpec, PreprocessSpec
+from edgevlm.spec import ModelSpec, PatchesSpec, PreprocessSpec, Qwen2VisionSpec
 
 
 def config(spec: ModelSpec, precision: Precision, vision_precision: Precision) -> dict[str, Any]:
@@ -25,7 +25,15 @@ def config(spec: ModelSpec, precision: Precision, vision_precision: Precision) -
         layout.EMBEDDING: precision,
         layout.DECODER: precision,
     }
+    own: dict[str, Any] = {}
+    if decoder.rope_sections:
+        own["rope_scaling"] = {"type": "mrope", "mrope_section": list(decoder.rope_sections)}
+    if isinstance(encoder := spec.vision.encoder, Qwen2VisionSpec):
+        sizes = {"patch_size": encoder.patch_size, "spatial_merge_size": encoder.merge_size}
+        own["vision_config"] = {**sizes, "temporal_patch_size": encoder.frames}
+        own["image_token_id"] = prompt.image_token_id
     return {
+        **own,
         "architectures": [spec.model_class],
         "model_type": spec.model_type,
         "image_token_index": prompt.image_token_id,
@@ -66,6 +74,8 @@ def preprocessor_config(spec: PreprocessSpec) -> dict[str, Any]:
     For `pad`, both edges are bounded and the centre crop, larger than the image, pads with black; the session pads
     before it resizes, so pixels along the border of the picture differ slightly.
     """
+    if spec.patches is not None:
+        return _patches_config(spec, spec.patches)
     size = {"shortest_edge": spec.image_size}
     if spec.fit == "pad":
         size["longest_edge"] = spec.image_size
@@ -81,6 +91,28 @@ def preprocessor_config(spec: PreprocessSpec) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": spec.mean != (0.0, 0.0, 0.0) or spec.std != (1.0, 1.0, 1.0),
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
+
+
+def _patches_config(spec: PreprocessSpec, patches: PatchesSpec) -> dict[str, Any]:
+    """`preprocessor_config.json` for images that keep their shape."""
+    return {
+        "processor_class": "Qwen2VLProcessor",
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "min_pixels": patches.min_pixels,
+        "max_pixels": patches.max_pixels,
+        "size": {"shortest_edge": patches.min_pixels, "longest_edge": patches.max_pixels},
+        "resample": 3,
+        "patch_size": patches.patch_size,
+        "merge_size": patches.merge_size,
+        "temporal_patch_size": patches.frames,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),
     }

@@ -253,6 +253,16 @@ def test_openvino_sees_what_onnxruntime_sees(model: VlmModel, compiled: Callable
         np.testing.assert_allclose(ours.encode(pixels), theirs.encode(pixels), atol=tolerance)
 
 
+def test_the_bundle_describes_its_preprocessing_to_transformers(compiled: Callable[[str], Path]) -> None:
+    processor = Qwen2VLImageProcessorPil.from_pretrained(compiled("onnx"))
+    for image in (LANDSCAPE, PORTRAIT):
+        ours, theirs = (one(Image.fromarray(image), return_tensors="np") for one in (processor, PROCESSOR))
+        np.testing.assert_array_equal(ours["pixel_values"], theirs["pixel_values"])
+    config = Qwen2VLConfig.from_pretrained(compiled("onnx"))
+    assert config.text_config.rope_parameters["mrope_section"] == SECTIONS
+    assert config.image_token_id == IMAGE_ID
+
+
 def hub_layout(folder: Path, out: Path) -> None:
     """Rewrite a checkpoint as the hub's are: flat numbers, older names, bounds by their older keys."""
     shutil.copytree(folder, out)
