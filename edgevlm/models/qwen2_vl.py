@@ -16,10 +16,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from edgevlm.errors import CheckpointError
-from edgevlm.models.checkpoint import open_checkpoint, read_json
+from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, section, validated
 from edgevlm.models.fastvlm import CHAT_TEMPLATE
 from edgevlm.models.loading import HEAD, build_checked, decoder_name, is_tied, named_tensors, vocabulary_rows
+from edgevlm.models.processor_files import ImageProcessorConfig, check_pixels, disagree, read_processor_files
 from edgevlm.models.tensors import assign
 from edgevlm.models.text_config import configured_stops, read_decoder, rope_fields
 from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
@@ -45,6 +46,7 @@ MAX_PIXELS = 1280 * 28 * 28
 _HINT = "give the published files"
 _ENCODER = {"patch_embed.proj": "patch_embed", "merger.ln_q": "ln_q"}
 _PROJECTOR = {"merger.mlp.0": "linear_1", "merger.mlp.2": "linear_2"}
+_BOUNDS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 _KERNEL = "vision.encoder.patch_embed.weight"
 
 
@@ -71,21 +73,14 @@ class _Rope(PublishedConfig):
     type: Literal["default", "mrope"] = "mrope"
 
 
-class _Processor(PublishedConfig):
-    """`preprocessor_config.json`, with the bounds as hub checkpoints or as transformers 5 name them."""
+class _Processor(ImageProcessorConfig):
+    """The image processor's fields, with Qwen2-VL's defaults; `size` may hold the bounds by other names."""
 
     min_pixels: int = Field(default=56 * 56, gt=0)
     max_pixels: int = Field(default=MAX_PIXELS, gt=0)
-    patch_size: int = 14
-    merge_size: int = 2
-    temporal_patch_size: int = 2
+    resample: Literal[3] = 3
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    resample: Literal[3] = 3
-    rescale_factor: float = 1 / 255
-    do_resize: Literal[True] = True
-    do_rescale: Literal[True] = True
-    do_normalize: Literal[True] = True
 
 
 def ir_name(published: str) -> str | None:
@@ -192,27 +187,18 @@ def read_preprocessing(folder: Path, encoder: Qwen2VisionSpec) -> tuple[Preproce
     Raises:
         CheckpointError: the processor file contradicts the configuration, or asks for what is not supported.
     """
-    path = folder / "preprocessor_config.json"
-    raw = read_json(path) if path.is_file() else {}
-    size = raw.get("size")
-    if isinstance(size, dict):
-        bounds = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
-        raw = {**{bounds[key]: value for key, value in size.items() if key in bounds}, **raw}
-    processor = validated(_Processor, raw, str(path))
-    for field, configured in (
-        ("patch_size", encoder.patch_size),
-        ("merge_size", encoder.merge_size),
-        ("temporal_patch_size", encoder.frames),
-    ):
-        if getattr(processor, field) != configured:
-            raise CheckpointError(
-                f"{field} is {getattr(processor, field)} here and {configured} in config.json", str(path), _HINT
-            )
-    if not math.isclose(processor.rescale_factor, 1 / 255, rel_tol=1e-6):
-        raise CheckpointError(f"rescale_factor {processor.rescale_factor} is not 1/255", str(path), _HINT)
+    files = read_processor_files(folder)
+    raw, where = files.image, files.image_where
+    size = section(raw, "size", where)
+    bounds = {_BOUNDS[name]: value for name, value in size.items() if name in _BOUNDS}
+    processor = validated(_Processor, {**bounds, **raw}, where)
+    disagree("patch_size", raw.get("patch_size"), encoder.patch_size, where)
+    disagree("merge_size", raw.get("merge_size"), encoder.merge_size, where)
+    disagree("temporal_patch_size", raw.get("temporal_patch_size"), encoder.frames, where)
+    check_pixels(processor, where)
     most = min(processor.max_pixels, MAX_PIXELS)
     if not processor.min_pixels <= most or most < encoder.stride**2:
-        raise CheckpointError(f"images of {processor.min_pixels} to {most} pixels cannot be", str(path), _HINT)
+        raise CheckpointError(f"images of {processor.min_pixels} to {most} pixels cannot be", where, _HINT)
     notes: tuple[str, ...] = ()
     if most < processor.max_pixels:
         notes = (f"images get at most {most} pixels; the published limit is {processor.max_pixels} (--resolution)",)
