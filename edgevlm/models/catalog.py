@@ -57,6 +57,12 @@ CATALOG = (
         ),
         formats=("onnx", "gguf"),
     ),
+    Family(
+        name="qwen2_vl",
+        title="Qwen2-VL (images of any shape, M-RoPE), the hub's and the transformers layout",
+        checkpoints=("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2-VL-72B-Instruct"),
+        formats=("onnx", "gguf"),
+    ),
 )
 
 
