@@ -9,8 +9,8 @@ LINKED = ("exporters", "quant", "runtimes", "targets", "bench")
 
 #: The part of `edgevlm.zoo` that makes checkpoints.
 ZOO_HOST_HALF = (
-    *("batches", "card", "evaluate", "layout", "losses", "nano", "publish", "quantnoise", "synth", "tokenizer"),
-    *("train", "trainer"),
+    *("batches", "card", "evaluate", "layout", "losses", "nano", "publish", "quantnoise", "random_weights", "synth"),
+    *("synth_qwen2_vl", "tokenizer", "train", "trainer"),
 )
 
 #: From the ground up; a module imports only from lower floors and from its own entry. The longest entry decides.

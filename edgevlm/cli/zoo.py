@@ -30,10 +30,10 @@ def command() -> None:
 def list_() -> None:
     """List the checkpoints that ship or can be made."""
     from edgevlm.zoo import models
-    from edgevlm.zoo.synth import SPECS
+    from edgevlm.zoo.synth import NAMES
 
     rows = [[f"zoo:{name}", "trained, ships with EdgeVLM"] for name in models()]
-    rows += [[name, f"random weights: edgevlm zoo synth {name} -o DIR"] for name in SPECS]
+    rows += [[name, f"random weights: edgevlm zoo synth {name} -o DIR"] for name in NAMES]
     print_table(["name", "what it is"], rows)
 
 

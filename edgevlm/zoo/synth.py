@@ -1,17 +1,18 @@
 """Checkpoints of published sizes with random weights, to measure size, memory and latency without the real weights.
 
-In: a name (`fastvlm-0.5b`, `-1.5b`, `-7b`) and a seed. Out: a folder in Apple's layout: `model.safetensors` (bfloat16,
-every published tensor but the redundant head of tied models), configuration, and a tokenizer whose special tokens have
-their published ids. The weights preserve variance, so activations neither vanish nor explode, and no weight is a
-denormal number in any 16-bit format. Written tensor by tensor: memory stays small whatever the model's size.
+In: a name and a seed. Out: a folder in the published layout (here FastVLM's, Apple's; `synth_*.py` write those of other
+families): `model.safetensors` (bfloat16, every published tensor but the redundant head of tied models), configuration,
+and a tokenizer whose special tokens have their published ids. The weights preserve variance, so activations neither
+vanish nor explode, and no weight is a denormal number in any 16-bit format. Written tensor by tensor: memory stays
+small whatever the model's size.
 """
 
+import importlib
 import json
 import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from tokenizers import Tokenizer
@@ -24,12 +25,10 @@ from edgevlm.models.fastvithd import FastViTHD
 from edgevlm.progress import Report
 from edgevlm.spec import DecoderSpec, FastViTHDSpec
 from edgevlm.zoo.layout import VISION_PREFIX, apple_tensor_name, write_configuration
+from edgevlm.zoo.random_weights import write_random
 from edgevlm.zoo.tokenizer import IMAGE_TOKEN, ROWS, SPECIAL_TOKENS, build_tokenizer, save_tokenizer, token_id
 
 _CLIP_WIDTH = 768
-_CHUNK = 1 << 22
-# The least normal number of float16 is 2**-14; bfloat16 and float32 reach further down.
-_LEAST = 2.0**-13
 # E[gelu(x)^2] of a unit normal x is 0.425: what follows a GELU needs this much more variance.
 _AFTER_GELU = 1 / 0.425
 # Second moment of an embedding row's elements: weights of the branches that match it stay normal numbers in float16.
@@ -77,6 +76,9 @@ SPECS: dict[str, SynthSpec] = {
         ("fastvlm-7b", _qwen2(3584, 18944, 28, 28, 4, 152064, False)),
     )
 }
+#: Checkpoints of other families, and the module whose `write` makes them.
+_OTHERS = {"qwen2-vl-2b": "edgevlm.zoo.synth_qwen2_vl"}
+NAMES = (*SPECS, *_OTHERS)
 _TINY = SynthSpec(
     encoder=FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(12, 24, 48, 96, 192), squeeze_channels=24),
     decoder=_qwen2(128, 256, 2, 4, 2, ROWS, True, context=2048),
@@ -105,8 +107,14 @@ def synth(
     Raises:
         InputError: unknown name or resolution, or `out` cannot be written.
     """
-    if name not in SPECS:
-        raise InputError(f"unknown checkpoint {name!r:.60}", "zoo synth", f"use one of {', '.join(sorted(SPECS))}")
+    if name not in NAMES:
+        raise InputError(f"unknown checkpoint {name!r:.60}", "zoo synth", f"use one of {', '.join(sorted(NAMES))}")
+    if name in _OTHERS:
+        with atomic_folder(out, replace=replace_existing) as folder:
+            _write_card(folder, name, tiny, seed)
+            module = importlib.import_module(_OTHERS[name])
+            module.write(folder, name, tiny=tiny, seed=seed, resolution=resolution, report=report)
+        return
     published = SPECS[name]
     spec = published
     if tiny:
@@ -128,14 +136,18 @@ def synth(
             image_id=token_id(tokenizer, IMAGE_TOKEN),
         )
         save_tokenizer(tokenizer, folder, min(8192, spec.decoder.max_position_embeddings))
-        write_text(
-            folder / "README.md",
-            f"---\nlicense: cc0-1.0\n---\n\n# {name}: random weights\n\n"
-            f"Written by `edgevlm zoo synth {name}{' --tiny' if tiny else ''} --seed {seed}`. Sizes and layout are the "
-            "published ones; the weights are random and the answers are noise. For measuring only.\n",
-        )
+        _write_card(folder, name, tiny, seed)
         with (folder / "model.safetensors").open("wb") as file:
-            _write_weights(file, layout(spec), spec, seed, report)
+            write_random(file, layout(spec), lambda name, shape: weight_moments(name, shape, spec), seed, report, _mix)
+
+
+def _write_card(folder: Path, name: str, tiny: bool, seed: int) -> None:
+    write_text(
+        folder / "README.md",
+        f"---\nlicense: cc0-1.0\n---\n\n# {name}: random weights\n\n"
+        f"Written by `edgevlm zoo synth {name}{' --tiny' if tiny else ''} --seed {seed}`. Sizes and layout are the "
+        "published ones; the weights are random and the answers are noise. For measuring only.\n",
+    )
 
 
 def layout(spec: SynthSpec) -> dict[str, tuple[int, ...]]:
@@ -154,47 +166,17 @@ def layout(spec: SynthSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _write_weights(
-    file: BinaryIO, shapes: dict[str, tuple[int, ...]], spec: SynthSpec, seed: int, report: Report | None
-) -> None:
-    """The safetensors format: header length, header, then each tensor's bytes; int64 only for BatchNorm's counters."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        integer = name.endswith("num_batches_tracked")
-        begin, end = end, end + math.prod(shape) * (8 if integer else 2)
-        header[name] = {"dtype": "I64" if integer else "BF16", "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little"))
-    file.write(text)
-    written = 0
-    for index, (name, shape) in enumerate(shapes.items()):
-        if name.endswith("num_batches_tracked"):
-            written += file.write((1).to_bytes(8, "little"))
-        else:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            mean, std = weight_moments(name, shape, spec)
-            total = math.prod(shape)
-            for start in range(0, total, _CHUNK):
-                values = torch.randn(min(_CHUNK, total - start), generator=generator).mul_(std).add_(mean)
-                if _is_mixer(name, shape):
-                    _add_identity(values, shape)
-                values = torch.where(values.abs() < _LEAST, torch.copysign(torch.tensor(_LEAST), values), values)
-                written += file.write(values.bfloat16().view(torch.uint8).numpy().tobytes())
-        if report is not None:
-            report(written, end, name)
-
-
 def _is_mixer(name: str, shape: tuple[int, ...]) -> bool:
     """A depthwise convolution that stands alone in the stream (token mixer, position encoding): near the identity."""
     alone = "token_mixer.reparam_conv" in name or re.search(r"network\.(6|9)\.reparam_conv", name) is not None
     return alone and len(shape) == 4
 
 
-def _add_identity(values: Tensor, shape: tuple[int, ...]) -> None:
-    centre = shape[2] // 2
-    values.view(shape)[:, 0, centre, centre] += 1.0
+def _mix(name: str, shape: tuple[int, ...], values: Tensor) -> None:
+    """Add the identity to a token mixer."""
+    if _is_mixer(name, shape):
+        centre = shape[2] // 2
+        values.view(shape)[:, 0, centre, centre] += 1.0
 
 
 def weight_moments(name: str, shape: tuple[int, ...], spec: SynthSpec) -> tuple[float, float]:

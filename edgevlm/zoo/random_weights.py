@@ -1,0 +1,68 @@
+"""Random weights as one `model.safetensors` in bfloat16, written a piece at a time.
+
+In: published names and shapes, and the mean and standard deviation of each tensor. Out: the file. No weight is a
+denormal number in any 16-bit format, and the same seed gives the same bytes.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from typing import BinaryIO, TypeAlias
+
+import torch
+from torch import Tensor
+
+from edgevlm.progress import Report
+
+_CHUNK = 1 << 22
+# The least normal number of float16 is 2**-14; bfloat16 and float32 reach further down.
+_LEAST = 2.0**-13
+
+#: Mean and standard deviation of a tensor by its name and shape.
+Moments: TypeAlias = Callable[[str, tuple[int, ...]], tuple[float, float]]
+
+
+def write_random(
+    file: BinaryIO,
+    shapes: dict[str, tuple[int, ...]],
+    moments: Moments,
+    seed: int,
+    report: Report | None,
+    adjust: Callable[[str, tuple[int, ...], Tensor], None] | None = None,
+) -> None:
+    """Write the safetensors format: header length, header, then each tensor's bytes.
+
+    Args:
+        file: open for writing.
+        shapes: by published name, in file order; BatchNorm's counters are int64.
+        moments: of each tensor.
+        seed: of all of them.
+        report: called with (bytes written, bytes in all, tensor name) after each tensor.
+        adjust: alters drawn values in place; a tensor that it alters must not exceed one chunk (4 Mi elements).
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        integer = name.endswith("num_batches_tracked")
+        begin, end = end, end + math.prod(shape) * (8 if integer else 2)
+        header[name] = {"dtype": "I64" if integer else "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little"))
+    file.write(text)
+    written = 0
+    for index, (name, shape) in enumerate(shapes.items()):
+        if name.endswith("num_batches_tracked"):
+            written += file.write((1).to_bytes(8, "little"))
+        else:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            mean, std = moments(name, shape)
+            total = math.prod(shape)
+            for start in range(0, total, _CHUNK):
+                values = torch.randn(min(_CHUNK, total - start), generator=generator).mul_(std).add_(mean)
+                if adjust is not None:
+                    adjust(name, shape, values)
+                values = torch.where(values.abs() < _LEAST, torch.copysign(torch.tensor(_LEAST), values), values)
+                written += file.write(values.bfloat16().view(torch.uint8).numpy().tobytes())
+        if report is not None:
+            report(written, end, name)
