@@ -68,6 +68,23 @@ class VisionEngine(Protocol):
         """Free the runtime's memory; the engine cannot be used afterwards."""
 
 
+class FusionEngine(Protocol):
+    """Image and question mixed before the decoder sees either, for models with a `FusionSpec`."""
+
+    def fuse(self, image: Float32, text: Float32) -> Float32:
+        """Embeddings of an image `[V, hidden]` and of a prompt `[L, hidden]` to `[Q + L, hidden]`.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+        """
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+
+    def close(self) -> None:
+        """Free the runtime's memory; the engine cannot be used afterwards."""
+
+
 class DecoderEngine(Protocol):
     """A causal decoder with one key/value cache.
 
@@ -85,6 +102,13 @@ class DecoderEngine(Protocol):
         Raises:
             EngineError: the runtime failed.
             InputError: the segments do not fit into the context.
+        """
+
+    def embed(self, ids: Int32) -> Float32:
+        """Embeddings `[L, hidden]` of token ids `[L]`, each within the vocabulary; nothing is appended.
+
+        Raises:
+            EngineError: the runtime failed.
         """
 
     def decode(self, token: int) -> Float32:

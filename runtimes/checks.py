@@ -76,6 +76,20 @@ def checked_features(features: Float32, batch: int, tokens: int, hidden: int) ->
     return result
 
 
+def checked_fusion(fused: Float32, rows: int, hidden: int) -> Float32:
+    """Fused embeddings as float32 `[rows, hidden]`; the engine may have put an axis of one before them.
+
+    Raises:
+        EngineError: another shape than expected, or a value that is not finite.
+    """
+    if fused.size != rows * hidden or fused.shape[-1] != hidden:
+        raise EngineError(f"the fusion engine returned {fused.shape}, not {(rows, hidden)}", "", HINT)
+    result = fused.reshape(rows, hidden).astype(np.float32, copy=False)
+    if not np.isfinite(result).all():
+        raise EngineError("the fusion engine returned values that are not finite", "", HINT)
+    return result
+
+
 @contextlib.contextmanager
 def engine_errors(what: str, where: str = "") -> Iterator[None]:
     """Turn whatever a runtime raises into an EngineError with its first line."""

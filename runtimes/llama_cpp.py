@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import EngineError, InputError
-from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
+from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
 from edgevlm.runtimes.checks import check_fits, context_length, thread_count
 from edgevlm.runtimes.llama_embedding import TokenEmbedding
 from edgevlm.runtimes.positions import RotaryPositions, flat
@@ -148,6 +148,11 @@ class LlamaCppDecoder:
             raise
         return self._read_logits().copy()
 
+    def embed(self, ids: Int32) -> Float32:
+        """See `DecoderEngine.embed`. The rows are the file's own, dequantized."""
+        self._check_ids(ids)
+        return self._embedding.rows(ids)
+
     def decode(self, token: int) -> Float32:
         """See `DecoderEngine.decode`. The array is llama.cpp's own and holds until the next call."""
         if self.position >= self.context_length:
@@ -197,10 +202,13 @@ class LlamaCppDecoder:
         check_fits(self.position, sum(len(segment) for segment in segments), self.context_length)
         for segment in segments:
             if segment.ndim == 1:
-                if segment.size and (segment.min() < 0 or segment.max() >= self.vocab_size):
-                    raise InputError(f"a token id lies outside the vocabulary of {self.vocab_size}", self._path)
+                self._check_ids(segment)
             elif segment.shape[1:] != (self._hidden_size,):
                 raise EngineError(f"embeddings have shape {segment.shape}, not [L, {self._hidden_size}]", self._path)
+
+    def _check_ids(self, ids: NDArray[Any]) -> None:
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
+            raise InputError(f"a token id lies outside the vocabulary of {self.vocab_size}", self._path)
 
     def _merge(self, segments: list[Segment]) -> NDArray[Any]:
         """The whole prompt as ids `int32[L]` if it is text alone, else as embeddings `float32[L, H]`."""

@@ -15,8 +15,16 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import BundleError
 from edgevlm.patches import graph_inputs
-from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
-from edgevlm.runtimes.checks import HINT, check_fits, checked_features, context_length, engine_errors, thread_count
+from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
+from edgevlm.runtimes.checks import (
+    HINT,
+    check_fits,
+    checked_features,
+    checked_fusion,
+    context_length,
+    engine_errors,
+    thread_count,
+)
 from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import ModelSpec, PatchesSpec
 
@@ -62,6 +70,39 @@ class OnnxRuntimeVision:
             feed = {self._input.name: patches.astype(self._dtype, copy=False), "image_grid_thw": grid}
             rows = self._session.run(None, feed)[0]
         return checked_features(rows, 1, pixels.shape[0] * pixels.shape[1], self._hidden)
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+        return _stats(self._threads)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+class OnnxRuntimeFusion:
+    """Image and text embeddings through `fusion.onnx`."""
+
+    def __init__(self, path: Path, spec: ModelSpec, options: EngineOptions) -> None:
+        """Load the graph.
+
+        Raises:
+            EngineError: ONNX Runtime refuses the graph.
+        """
+        assert spec.fusion is not None
+        self._threads = thread_count(options.threads)
+        self._session = _open_session(path, self._threads, {"session.force_spinning_stop": "1"})
+        self._tokens, self._hidden = spec.fusion.image_tokens, spec.decoder.hidden_size
+
+    def fuse(self, image: Float32, text: Float32) -> Float32:
+        """Embeddings `[V, hidden]` and `[L, hidden]` to `[Q + L, hidden]`.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+        """
+        with engine_errors("the fusion graph failed"):
+            fused = self._session.run(None, {"image_embeds": image[None], "text_embeds": text[None]})[0]
+        return checked_fusion(fused, self._tokens + len(text), self._hidden)
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""
@@ -162,7 +203,7 @@ class OnnxRuntimeDecoder:
         start = 0
         for segment in rows:
             stop = start + len(segment)
-            embeddings[0, start:stop] = segment if segment.ndim == 2 else self._embed_ids(segment)
+            embeddings[0, start:stop] = segment if segment.ndim == 2 else self._look_rows_up(segment)
             start = stop
         binding = self._bind(embeddings)
         if self._rotary is not None:
@@ -174,7 +215,15 @@ class OnnxRuntimeDecoder:
     def _last_logits(self) -> Float32:
         return self._logits.reshape(-1)
 
-    def _embed_ids(self, ids: NDArray[Any]) -> NDArray[Any]:
+    def embed(self, ids: Int32) -> Float32:
+        """Embeddings `[L, hidden]` of token ids `[L]`.
+
+        Raises:
+            EngineError: the runtime failed.
+        """
+        return self._look_rows_up(ids).astype(np.float32, copy=False)
+
+    def _look_rows_up(self, ids: NDArray[Any]) -> NDArray[Any]:
         with engine_errors("the embedding graph failed"):
             rows = self._embed.run(None, {"input_ids": ids.astype(np.int64)[None]})[0]
         return np.asarray(rows[0])

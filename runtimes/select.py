@@ -22,7 +22,7 @@ from edgevlm.bundle import Bundle, open_bundle
 from edgevlm.child import run_child
 from edgevlm.errors import EdgeVLMError, EngineError, InputError
 from edgevlm.runtimes import memory
-from edgevlm.runtimes.base import DecoderEngine, EngineOptions, VisionEngine
+from edgevlm.runtimes.base import DecoderEngine, EngineOptions, FusionEngine, VisionEngine
 from edgevlm.runtimes.checks import thread_count
 from edgevlm.spec import ModelSpec
 
@@ -78,6 +78,24 @@ def open_vision(bundle: Bundle, name: str, options: EngineOptions) -> VisionEngi
     from edgevlm.runtimes.onnxruntime import OnnxRuntimeVision
 
     return OnnxRuntimeVision(path, bundle.spec, options)
+
+
+def open_fusion(bundle: Bundle, options: EngineOptions) -> FusionEngine | None:
+    """Load the fusion engine; None for a bundle without a fusion.
+
+    Raises:
+        BundleError: the bundle lacks its fusion graph.
+        InputError: ONNX Runtime, which runs it whatever the decoder's engine, is not installed.
+        EngineError: it cannot load the graph.
+    """
+    if bundle.spec.fusion is None:
+        return None
+    path = bundle.artifact("fusion", ".onnx")
+    if not _ONNXRUNTIME.installed:
+        raise InputError("the bundle's fusion needs ONNX Runtime", str(path), "pip install 'edgevlm[onnx]'")
+    from edgevlm.runtimes.onnxruntime import OnnxRuntimeFusion
+
+    return OnnxRuntimeFusion(path, bundle.spec, options)
 
 
 def open_decoder(bundle: Bundle, name: str, options: EngineOptions) -> DecoderEngine:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from edgevlm.patches import graph_inputs
-from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Segment
-from edgevlm.runtimes.checks import check_fits, checked_features, context_length
+from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
+from edgevlm.runtimes.checks import check_fits, checked_features, checked_fusion, context_length
 from edgevlm.runtimes.positions import RotaryPositions, flat
 
 if TYPE_CHECKING:
@@ -53,6 +53,31 @@ class TorchVision:
         del self._vision
 
 
+class TorchFusion:
+    """Image and text embeddings through the pre-fusion layers."""
+
+    def __init__(self, model: VlmModel) -> None:
+        assert model.fusion is not None
+        self._fusion = _float32(model.fusion)
+        self._hidden = model.spec.decoder.hidden_size
+
+    def fuse(self, image: Float32, text: Float32) -> Float32:
+        """Embeddings `[V, hidden]` and `[L, hidden]` to `[Q + L, hidden]`."""
+        import torch
+
+        with torch.inference_mode():
+            fused = self._fusion(torch.from_numpy(image)[None], torch.from_numpy(text)[None]).numpy()
+        return checked_fusion(fused, self._fusion.image_tokens + len(text), self._hidden)
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+        return _stats()
+
+    def close(self) -> None:
+        """Drop the module."""
+        del self._fusion
+
+
 class TorchDecoder:
     """The causal decoder with a cache that grows by concatenation."""
 
@@ -86,6 +111,11 @@ class TorchDecoder:
             positions = torch.from_numpy(self._rotary.append(self.position, segments))[:, None]
         with torch.inference_mode():
             return self._append(torch.cat([self._embed(segment) for segment in rows]), positions)
+
+    def embed(self, ids: Int32) -> Float32:
+        """Embeddings `[L, hidden]` of token ids `[L]`."""
+        rows: Float32 = self._embed(ids).detach().numpy()
+        return rows
 
     def decode(self, token: int) -> Float32:
         """Append one token; return the logits `[V]` after it."""

@@ -29,16 +29,18 @@ def make_norm(kind: str, size: int, eps: float) -> nn.Module:
 
 def rotary_tables(positions: Tensor, rotary_dim: int, theta: float, scaling: RopeScaling | None = None) -> KeyValue:
     """Cosine and sine `[..., rotary_dim / 2]` in float32 for integer `positions` (RoPE, arXiv 2104.09864)."""
-    exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
-    periods = theta**exponent
-    if scaling is not None:
-        periods = periods * rotary_factors(periods, scaling)
-    angles = positions.float()[..., None] / periods
+    angles = positions.float()[..., None] / rotary_periods(rotary_dim, theta, scaling).to(positions.device)
     return angles.cos(), angles.sin()
 
 
+def rotary_periods(rotary_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
+    """Positions in which each frequency turns by one radian, float32 `[rotary_dim / 2]`."""
+    periods: Tensor = theta ** (torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim)
+    return periods if scaling is None else periods * rotary_factors(periods, scaling)
+
+
 def rotary_factors(periods: Tensor, scaling: RopeScaling) -> Tensor:
-    """What Llama 3.1 multiplies `periods` (wavelengths over 2 pi, in positions) by: 1 up to `scaling.factor`."""
+    """What Llama 3.1 multiplies `periods` by: 1 up to `scaling.factor`."""
     waves = scaling.original_max_position_embeddings / (2 * math.pi * periods)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((waves - low) / (high - low)).clamp(0, 1)

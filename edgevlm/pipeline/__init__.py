@@ -80,7 +80,11 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
         if recipe.format == "gguf":
             artifacts = gguf.export(model, work, gguf_type=gguf_type, progress=_part(report, 0, 0.5))
             artifacts += onnx.export_vision_part(
-                model, work, vision_precision=vision_precision, progress=_part(report, 0.5, 1)
+                model,
+                work,
+                precision=decoder_precision,
+                vision_precision=vision_precision,
+                progress=_part(report, 0.5, 1),
             )
             if recipe.mmproj:
                 artifacts += export_mmproj(model, work, precision=vision_precision, progress=_part(report, 1, 1))

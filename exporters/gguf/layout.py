@@ -13,11 +13,10 @@ from typing import Any
 
 import gguf
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgevlm.models.decoder import rotary_factors
+from edgevlm.models.decoder import rotary_factors, rotary_periods
 from edgevlm.spec import DecoderSpec, ModelSpec
 
 GGUF_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_k_m")
@@ -138,8 +137,7 @@ def rope_factors(spec: DecoderSpec) -> Tensor | None:
     """`rope_freqs.weight` `[D / 2]`: what llama.cpp divides each rotary frequency by; None without scaling."""
     if spec.rope_scaling is None:
         return None
-    periods = spec.rope_theta ** (torch.arange(0, spec.rotary_dim, 2, dtype=torch.float32) / spec.rotary_dim)
-    return rotary_factors(periods, spec.rope_scaling)
+    return rotary_factors(rotary_periods(spec.rotary_dim, spec.rope_theta), spec.rope_scaling)
 
 
 def add_hyperparameters(writer: gguf.GGUFWriter, spec: ModelSpec) -> None:

@@ -25,6 +25,8 @@ def config(spec: ModelSpec, precision: Precision, vision_precision: Precision) -
         layout.EMBEDDING: precision,
         layout.DECODER: precision,
     }
+    if spec.fusion is not None:
+        components[layout.FUSION] = precision
     own: dict[str, Any] = {}
     if decoder.rope_sections:
         own["rope_scaling"] = {"type": "mrope", "mrope_section": list(decoder.rope_sections)}

@@ -2,7 +2,7 @@
 
 In: a `Decoder` (weights in any float dtype, perhaps memory-mapped), the precision, and where its embedding table was
 written. Out: nodes and tensors in a graph with the inputs and outputs that onnx-community models use. Each branch below
-is a field of `DecoderSpec`. Matrices are converted one at a time.
+is a field of `DecoderSpec`. Matrices are converted one at a time. A `Fusion` is such layers without norm and head.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from edgevlm.exporters.onnx.dialect_ort import OrtDialect
 from edgevlm.exporters.onnx.table import StoredTable
 from edgevlm.models.decoder import Decoder, DecoderLayer, SwiGLU
+from edgevlm.models.fusion import Fusion
 from edgevlm.quant.schemes import Precision, StoredMatrix, TensorRole, scheme_for, store
 
 Float32 = NDArray[np.float32]
 
 
 class DecoderBuilder:
-    """Adds a decoder to a dialect's graph, layer by layer."""
+    """Adds a decoder, or the layers of a fusion, to a dialect's graph, layer by layer."""
 
-    def __init__(self, decoder: Decoder, dialect: OrtDialect, precision: Precision) -> None:
+    def __init__(self, decoder: Decoder | Fusion, dialect: OrtDialect, precision: Precision) -> None:
         self.decoder = decoder
         self.layers = [layer for layer in decoder.layers if isinstance(layer, DecoderLayer)]
         self.spec = decoder.spec
@@ -37,12 +38,12 @@ class DecoderBuilder:
         return x, self.dialect.norm(x, self.spec.norm, *_affine(norm), self.spec.norm_eps, "layers.0.input_layernorm")
 
     def layer(self, index: int, x: str, normed: str) -> tuple[str, str]:
-        """One layer, and the norm that follows it (the next layer's, or the last).
+        """One layer, and the norm that follows it (the next layer's, or the decoder's; a fusion has none).
 
-        In the last layer only the positions whose logits are wanted go on after attention.
+        In the last layer only the positions whose results are wanted go on after attention.
         """
         spec, dialect, layer = self.spec, self.dialect, self.layers[index]
-        path, final = f"layers.{index}", index == spec.num_hidden_layers - 1
+        path, final = f"layers.{index}", index == len(self.layers) - 1
         attention = self._attention(index, layer, normed)
         if final:
             attention = dialect.keep_last(attention, f"{path}.kept.attention")
@@ -50,21 +51,27 @@ class DecoderBuilder:
             if spec.residual == "parallel":
                 normed = dialect.keep_last(normed, f"{path}.kept.normed")
         attention = self._linear(attention, f"{path}.self_attn.o_proj", layer.self_attn.o_proj)
-        if isinstance(norm := layer.attention_branch_norm, nn.RMSNorm):
-            assert norm.eps is not None
-            attention = dialect.norm(attention, "rms", *_affine(norm), norm.eps, f"{path}.attention_branch_norm")
+        if isinstance(branch_norm := layer.attention_branch_norm, nn.RMSNorm):
+            eps = branch_norm.eps
+            assert eps is not None
+            attention = dialect.norm(attention, "rms", *_affine(branch_norm), eps, f"{path}.attention_branch_norm")
         if spec.residual == "parallel":
             x = dialect.add(x, attention, f"{path}.attention_sum")
         else:
             norm, name = layer.post_attention_layernorm, f"{path}.post_attention_layernorm"
             x, normed = dialect.add_norm(x, attention, spec.norm, *_affine(norm), spec.norm_eps, name)
         mlp = self._mlp(path, layer, normed)
-        norm = self.decoder.norm if final else self.layers[index + 1].input_layernorm
-        name = "norm" if final else f"layers.{index + 1}.input_layernorm"
+        if not final:
+            norm, name = self.layers[index + 1].input_layernorm, f"layers.{index + 1}.input_layernorm"
+        elif isinstance(self.decoder, Fusion):
+            return dialect.add(x, mlp, f"{path}.sum"), ""
+        else:
+            norm, name = self.decoder.norm, "norm"
         return dialect.add_norm(x, mlp, spec.norm, *_affine(norm), spec.norm_eps, name)
 
     def head(self, normed: str, table: StoredTable) -> None:
         """Logits and the outputs; a tied head reads the bytes of `table`."""
+        assert isinstance(self.decoder, Decoder)
         if self.spec.tied_embeddings:
             self.dialect.tied_head(normed, table, None, "logits")
         else:

@@ -1,8 +1,8 @@
-"""Write the ONNX files of a model: three graphs, their data, and the configuration around them.
+"""Write the ONNX files of a model: its graphs, their data, and the configuration around them.
 
 In: a `VlmModel` and two precisions. Out: `onnx/vision_encoder*.onnx`, `onnx/embed_tokens*.onnx`,
-`onnx/decoder_model_merged*.onnx`, each with an `.onnx_data` file, and JSON files; the folder loads in ONNX Runtime and
-transformers.js. The same model and precisions give the same bytes.
+`onnx/decoder_model_merged*.onnx` and, for models with a fusion, `onnx/fusion*.onnx`, each with an `.onnx_data` file,
+and JSON files; the folder loads in ONNX Runtime and transformers.js. The same model and precisions give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from edgevlm.exporters.onnx.configs import write_configs, write_tokenizer
 from edgevlm.exporters.onnx.decoder import DecoderBuilder
 from edgevlm.exporters.onnx.dialect_ort import OrtDialect
 from edgevlm.exporters.onnx.external import ExternalData
+from edgevlm.exporters.onnx.fusion import export_fusion
 from edgevlm.exporters.onnx.graph import Graph
 from edgevlm.exporters.onnx.table import StoredTable, build_embedding, write_table
 from edgevlm.exporters.onnx.vision import export_vision
+from edgevlm.models.fusion import Fusion
 from edgevlm.models.vlm import VlmModel
 from edgevlm.quant.schemes import Precision, scheme_for, store
 from edgevlm.spec import ModelSpec
@@ -45,7 +47,7 @@ def export(
 
     Args:
         model: its weights may be memory-mapped; they are converted one at a time.
-        precision: of the decoder and its embedding.
+        precision: of the decoder, its embedding and the fusion.
         vision_precision: storage of the vision tower; it computes in float32.
         progress: called with weights done, weights in all, and what is being written.
 
@@ -55,20 +57,23 @@ def export(
     """
     folder = out / layout.FOLDER
     folder.mkdir()
-    steps = _Steps([model.vision, model.decoder], progress)
+    steps = _Steps([model.vision, *_fusions(model), model.decoder], progress)
     with _weight_errors(model):
         vision = _export_vision(model, folder, vision_precision, steps)
+        fusion = _export_fusion(model, folder, precision, steps)
         table, embedding = _export_embedding(model, folder, precision, steps)
         decoder = _export_decoder(model, folder, precision, table, steps)
     names = write_configs(model.spec, model.tokenizer_files, out, precision, vision_precision)
     configs = [Artifact(name, "tokenizer" if name.startswith("tokenizer") else "config", "json") for name in names]
-    return [*vision, *embedding, *decoder, *configs]
+    return [*vision, *fusion, *embedding, *decoder, *configs]
 
 
 def export_vision_part(
-    model: VlmModel, out: Path, *, vision_precision: Precision, progress: Progress
+    model: VlmModel, out: Path, *, precision: Precision, vision_precision: Precision, progress: Progress
 ) -> list[Artifact]:
-    """Write the vision graph and the tokenizer alone, for bundles whose decoder has another format.
+    """Write the vision and fusion graphs and the tokenizer alone, for bundles whose decoder has another format.
+
+    `precision` is the fusion's, the others are as in `export`.
 
     Raises:
         CheckpointError: a weight is not finite or does not fit the precision, or the tokenizer cannot be read.
@@ -76,10 +81,12 @@ def export_vision_part(
     """
     folder = out / layout.FOLDER
     folder.mkdir()
+    steps = _Steps([model.vision, *_fusions(model)], progress)
     with _weight_errors(model):
-        vision = _export_vision(model, folder, vision_precision, _Steps([model.vision], progress))
+        vision = _export_vision(model, folder, vision_precision, steps)
+        fusion = _export_fusion(model, folder, precision, steps)
     names = write_tokenizer(model.spec, model.tokenizer_files, out)
-    return [*vision, *(Artifact(name, "tokenizer", "json") for name in names)]
+    return [*vision, *fusion, *(Artifact(name, "tokenizer", "json") for name in names)]
 
 
 @contextlib.contextmanager
@@ -122,6 +129,22 @@ def _export_vision(model: VlmModel, folder: Path, precision: Precision, steps: _
     weights = weights_of(model.vision)
     steps.after("vision tower", weights)
     return _artifacts("vision", layout.VISION, precision, weights, weight_bytes)
+
+
+def _fusions(model: VlmModel) -> list[Fusion]:
+    return [] if model.fusion is None else [model.fusion]
+
+
+def _export_fusion(model: VlmModel, folder: Path, precision: Precision, steps: _Steps) -> list[Artifact]:
+    if model.fusion is None:
+        return []
+    steps.before("fusion")
+    path = folder / layout.graph_file(layout.FUSION, precision)
+    with ExternalData(folder / layout.data_file(layout.FUSION, precision)) as data:
+        weight_bytes = export_fusion(model.fusion, model.spec.vision.image_tokens, precision, path, data)
+    weights = weights_of(model.fusion)
+    steps.after("fusion", weights)
+    return _artifacts("fusion", layout.FUSION, precision, weights, weight_bytes)
 
 
 def _export_embedding(

@@ -11,6 +11,7 @@ FOLDER = "onnx"
 VISION = "vision_encoder"
 EMBEDDING = "embed_tokens"
 DECODER = "decoder_model_merged"
+FUSION = "fusion"
 
 _SUFFIX: dict[Precision, str] = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "int4": "_q4"}
 #: What transformers.js calls the precision that a suffix stands for.
