@@ -1,4 +1,4 @@
-"""A Hugging Face `tokenizer.json` (byte-level BPE) as GGUF metadata.
+"""A Hugging Face `tokenizer.json` (byte-level BPE, or SentencePiece's with byte fallback) as GGUF metadata.
 
 In: the files of a checkpoint's tokenizer and the number of embedding rows. Out: keys of a GGUF with which llama.cpp
 cuts text exactly as `tokenizers` does, given text in the tokenizer's normal form (Qwen2's is NFC; llama.cpp does not
@@ -14,6 +14,7 @@ from typing import Any
 import gguf
 
 from edgevlm.errors import CheckpointError, UnsupportedError
+from edgevlm.exporters.gguf.tokenizer_spm import add_sentencepiece, is_sentencepiece
 from edgevlm.spec import PromptSpec
 
 _QWEN2 = (
@@ -49,20 +50,24 @@ def add_tokenizer(writer: gguf.GGUFWriter, files: dict[str, Path], prompt: Promp
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
         added: list[dict[str, Any]] = data.get("added_tokens") or []
         kind = model.get("type", "BPE")
-        pre = PRE_TOKENIZERS.get(_pre_tokenizer_key(data.get("pre_tokenizer")))
-        if kind != "BPE" or pre is None:
+        sentencepiece = kind == "BPE" and is_sentencepiece(data)
+        pre = None if sentencepiece else PRE_TOKENIZERS.get(_pre_tokenizer_key(data.get("pre_tokenizer")))
+        if kind != "BPE" or (pre is None and not sentencepiece):
             raise UnsupportedError(
                 f"llama.cpp is not known to cut text like this {kind} tokenizer", str(path), "use the onnx format"
             )
         tokens, types = _token_table(vocabulary, added, prompt.image_marker, rows, path)
-    except (KeyError, TypeError, AttributeError) as error:
+        if sentencepiece:
+            add_sentencepiece(writer, data, tokens, types, str(path))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"tokenizer.json is not understood: {error!r:.80}", str(path)) from error
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
-    writer.add_add_bos_token(False)
+    if pre is not None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list(tokens)
+        writer.add_token_types(types)
+        writer.add_token_merges(merges)
+    writer.add_add_bos_token(prompt.bos_token_id is not None)
     writer.add_add_eos_token(False)
     if prompt.bos_token_id is not None:
         writer.add_bos_token_id(prompt.bos_token_id)

@@ -1,6 +1,5 @@
 """The tokenizer inside a GGUF, as llama.cpp reads it, cuts text as `tokenizers` does from tokenizer.json."""
 
-import ctypes
 import json
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -8,39 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import llama_cpp
 import pytest
 from gguf_models import QWEN2, ROWS, make_model
+from llama_vocabulary import CORPUS, vocabulary
 from tokenizers import Tokenizer
 
 from edgevlm.errors import CheckpointError, UnsupportedError
 from edgevlm.exporters.gguf.exporter import export
 from edgevlm.exporters.gguf.tokenizer import add_tokenizer
-from edgevlm.runtimes.llama_cpp import load_library
 from edgevlm.spec import PromptSpec
-
-CORPUS = [
-    "",
-    "What number is written?",
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-    "before<|im_end|>after <|im_start|> x<|endoftext|>",
-    "a  b   c    d\te\t\tf \n g\n\nh\n \n\n  i ",
-    "\n",
-    "   ",
-    "\r\n\r\n mixed \r line ends\n",
-    "0123456789 3.14159 1,000,000 2026-11-21 x2y3",
-    "I'm you're we've they'll HE'S don't IT'LL 'twas",
-    "naïve café Ærøskøbing Straße İstanbul ﬁne",
-    "日本語の文章です。中文句子,没有空格。한국어 문장",
-    "Привет, мир! Γειά σου Κόσμε. שלום עולם مرحبا",  # noqa: RUF001
-    "emoji 😀 👩‍👩‍👧 🇩🇪 ☃️ 👍🏽 end",
-    "x = {'a': [1, 2]}\nfor i in range(10):\n    print(f\"{i:>3}\")  # comment\n",
-    "!!! ??? ... --- ``` \\n \\\\ // <tag attr='v'/> $100 50% #1",
-    "\u00a0non\u2003breaking\u200bspace\ufeff",
-    "tab\tafter\vvertical\fform",
-    "<|im_start|",
-    "<image> <|IM_END|>",
-]
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +24,8 @@ def llama_tokenize(
 ) -> Iterator[Callable[[str], list[int]]]:
     out = tmp_path_factory.mktemp("gguf")
     export(make_model(QWEN2, files), out, gguf_type="f16", progress=lambda *_: None)
-    library = load_library()
-    parameters = library.llama_model_default_params()
-    parameters.vocab_only = True
-    model = library.llama_model_load_from_file(str(out / "model-f16.gguf").encode(), parameters)
-    vocabulary = library.llama_model_get_vocab(model)
-
-    def tokenize(text: str) -> list[int]:
-        data = text.encode()
-        ids = (ctypes.c_int32 * (len(data) + 8))()
-        count = llama_cpp.llama_tokenize(vocabulary, data, len(data), ids, len(ids), True, True)
-        assert count >= 0
-        return list(ids[:count])
-
-    yield tokenize
-    library.llama_model_free(model)
+    with vocabulary(out / "model-f16.gguf") as tokenize:
+        yield tokenize
 
 
 @pytest.mark.parametrize("text", CORPUS)
