@@ -24,7 +24,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from onnxscript import opset20 as op
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from edgevlm._version import __version__
@@ -70,8 +71,9 @@ def write_vision(model: ir.Model, precision: Precision, path: Path, data: Extern
 
 
 def trace_vision(vision: VisionModel, resolution: int) -> ir.Model:
-    """The first half of `export_vision`: the graph in float32, everything in memory."""
-    module = copy.deepcopy(vision).float().eval()
+    """The first half of `export_vision`: the graph in float32, whose weights are read from `vision` when asked for."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    module = _without_weights(vision, mode)
     parts = encoder.spec.parts if isinstance(encoder := vision.encoder, CompressedVit) else 1
     inputs: tuple[Tensor, ...] = (torch.zeros(1, 3, parts * resolution, resolution),)
     shapes: tuple[dict[int, Any], ...] = ({0: "batch_size"},)
@@ -90,10 +92,50 @@ def trace_vision(vision: VisionModel, resolution: int) -> ir.Model:
             dynamic_shapes=shapes,
             custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
             verbose=False,
+            optimize=False,
         )
-    assert program is not None
+        assert program is not None
+        _bind_weights(program.model, vision)
+        program.optimize()
     _strip(program.model)
     return program.model
+
+
+def _without_weights(vision: VisionModel, mode: FakeTensorMode) -> VisionModel:
+    """A copy in float32 whose tensors have shapes and no values, so that tracing holds no second model."""
+    with mode:
+        memo: dict[int, Any] = {}
+        for tensor in (*vision.parameters(), *vision.buffers()):
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            empty = torch.empty(tensor.shape, dtype=dtype)
+            memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+        return copy.deepcopy(vision, memo).eval()
+
+
+def _bind_weights(model: ir.Model, vision: VisionModel) -> None:
+    """Give the initializers their values: float32, converted when they are read. Transposed matrices stay so."""
+    graph, state = model.graph, vision.state_dict()
+    for name, value in list(graph.initializers.items()):
+        if name not in state:
+            continue
+        uses = [node for node, _ in value.uses()]
+        transposed = len(uses) == 1 and uses[0].op_type == "Transpose" and state[name].ndim == 2
+        value.const_value = _lazy(state[name], name, transposed=transposed)
+        if transposed:
+            value.shape = value.const_value.shape
+            ir.convenience.replace_all_uses_with(uses[0].outputs[0], value)
+            graph.remove(uses[0], safe=True)
+
+
+def _lazy(tensor: Tensor, name: str, *, transposed: bool) -> ir.LazyTensor:
+    dtype = ir.DataType.FLOAT if tensor.is_floating_point() else ir.DataType.from_numpy(tensor.numpy().dtype)
+
+    def read() -> ir.Tensor:
+        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        return ir.tensor(array.T if transposed else array, name=name)
+
+    shape = tensor.shape[::-1] if transposed else tensor.shape
+    return ir.LazyTensor(read, dtype, ir.Shape(shape), name=name)
 
 
 def _attention(
