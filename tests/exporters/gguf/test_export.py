@@ -139,6 +139,8 @@ def test_metadata_describes_the_decoder(files: dict[str, Path], tmp_path: Path) 
         ({"qkv_bias": False}, "biases"),
         ({"mlp_bias": True}, "biases"),
         ({"head_dim": 32}, "head_dim"),
+        ({"rope_sections": (2, 3, 3)}, "three axes"),
+        ({"architecture": "qwen2vl"}, "three axes"),
     ],
 )
 def test_what_llama_cpp_would_compute_wrongly_is_refused(
