@@ -75,6 +75,22 @@ def fast_tokenizer(folder: Path, special: Sequence[str], **named: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, extra_special_tokens=named, pad_token="<|endoftext|>")
 
 
+def without_video(processor_class: Any, *parts: Any, **options: Any) -> Any:
+    """A processor with no video processor, which would need torchvision."""
+
+    class Unchecked(processor_class):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, *arguments: Any) -> None:
+            del arguments
+
+    return Unchecked(*parts, **options)
+
+
+def write_processor(folder: Path, images: Any, **fields: Any) -> None:
+    """`processor_config.json` as transformers 5 writes it."""
+    described = {"image_processor": images.to_dict(), **fields}
+    (folder / "processor_config.json").write_text(json.dumps(described, default=int))
+
+
 def randomise(model: Any, seed: int = 0) -> None:
     """Weights that keep activations near 1 and let image and question decide the answer."""
     generator = torch.Generator().manual_seed(seed)
@@ -118,7 +134,8 @@ def our_run(model: VlmModel, question: str, images: Sequence[NDArray[np.uint8]])
     tokenizer = Tokenizer(model.tokenizer_files["tokenizer.json"])
     newline = None if model.image_newline is None else model.image_newline.float().numpy()
     assembler = ImageAssembler(spec, tokenizer, newline)
-    ids = PromptFormatter(spec.prompt, tokenizer).start([Message("user", question, len(images))])
+    formatter = PromptFormatter(spec.prompt, tokenizer)
+    ids = formatter.start([*formatter.system_messages(None), Message("user", question, len(images))])
     placed = []
     for image in images:
         prepared = prepare(load_image(image), spec.preprocess, len(images))

@@ -63,6 +63,19 @@ CATALOG = (
         checkpoints=("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2-VL-72B-Instruct"),
         formats=("onnx", "gguf"),
     ),
+    Family(
+        name="internvl",
+        title="InternVL2.5 and 3 (InternViT + Qwen2), the transformers and the original layout",
+        checkpoints=(
+            "OpenGVLab/InternVL3-1B-hf",
+            "OpenGVLab/InternVL3-2B-hf",
+            "OpenGVLab/InternVL3-8B-hf",
+            "OpenGVLab/InternVL3-1B",
+            "OpenGVLab/InternVL3-2B",
+            "OpenGVLab/InternVL3-8B",
+        ),
+        formats=("onnx", "gguf"),
+    ),
 )
 
 

@@ -21,14 +21,14 @@ def activate(x: Tensor, kind: str) -> Tensor:
 
 
 class VitAttention(nn.Module):
-    """Full multi-head self-attention with biases."""
+    """Full multi-head self-attention."""
 
     def __init__(self, spec: VitSpec) -> None:
         super().__init__()
         self.heads = spec.num_attention_heads
-        self.q_proj = nn.Linear(spec.hidden_size, spec.hidden_size)
-        self.k_proj = nn.Linear(spec.hidden_size, spec.hidden_size)
-        self.v_proj = nn.Linear(spec.hidden_size, spec.hidden_size)
+        self.q_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=spec.qkv_bias)
+        self.k_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=spec.qkv_bias)
+        self.v_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=spec.qkv_bias)
         self.out_proj = nn.Linear(spec.hidden_size, spec.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:

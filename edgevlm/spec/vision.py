@@ -41,6 +41,7 @@ class VitSpec:
         class_token: a learned token goes before the patches.
         keep_class_token: it is among the features, first.
         patch_bias: the patch convolution has a bias.
+        qkv_bias: queries, keys and values have one.
         pre_norm: LayerNorm on the embeddings (CLIP's `pre_layrnorm`).
         post_norm: LayerNorm on the features.
         layer_scale: a learned factor a channel on each branch (InternViT's `lambda_1`, `lambda_2`).
@@ -58,6 +59,7 @@ class VitSpec:
     class_token: bool = False
     keep_class_token: bool = False
     patch_bias: bool = True
+    qkv_bias: bool = True
     pre_norm: bool = False
     post_norm: bool = False
     layer_scale: bool = False
