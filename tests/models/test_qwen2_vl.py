@@ -18,14 +18,20 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from edgevlm import models, pipeline, session
+from edgevlm.assembly import ImageAssembler
+from edgevlm.bundle import open_bundle
+from edgevlm.context import image_parts, segments, splice
 from edgevlm.errors import CheckpointError
 from edgevlm.models import qwen2_vl
 from edgevlm.models.loading import build_checked, named_tensors
 from edgevlm.models.tokenizer_files import TokenizerFacts
 from edgevlm.models.vlm import VlmModel
+from edgevlm.preprocess import normalise, prepare, preprocess
 from edgevlm.prompt import IMAGE_PLACEHOLDER, Message, PromptFormatter
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.base import EngineOptions
+from edgevlm.runtimes.onnxruntime import OnnxRuntimeVision
+from edgevlm.runtimes.openvino import OpenVinoVision
 from edgevlm.runtimes.torch import TorchDecoder, TorchVision
 from edgevlm.session import Session
 from edgevlm.tokenizer import Tokenizer
@@ -164,10 +170,6 @@ def test_the_prompt_is_the_published_one(model: VlmModel) -> None:
 def test_logits_equal_those_of_transformers(
     original: Any, model: VlmModel, text: str, images: list[NDArray[np.uint8]]
 ) -> None:
-    from edgevlm.assembly import ImageAssembler
-    from edgevlm.context import image_parts, segments, splice
-    from edgevlm.preprocess import normalise, prepare
-
     vision, decoder = TorchVision(model), TorchDecoder(model, EngineOptions())
     assembler = ImageAssembler(model.spec, Tokenizer(model.tokenizer_files["tokenizer.json"]))
     prepared = [prepare(Image.fromarray(image), model.spec.preprocess) for image in images]
@@ -240,11 +242,6 @@ def test_asking_again_about_the_same_image_reuses_it(reference: Session) -> None
 
 
 def test_openvino_sees_what_onnxruntime_sees(model: VlmModel, compiled: Callable[[str], Path]) -> None:
-    from edgevlm.bundle import open_bundle
-    from edgevlm.preprocess import preprocess
-    from edgevlm.runtimes.onnxruntime import OnnxRuntimeVision
-    from edgevlm.runtimes.openvino import OpenVinoVision
-
     path, options = open_bundle(compiled("onnx")).artifact("vision", ".onnx"), EngineOptions(threads=1)
     ours, theirs = OpenVinoVision(path, model.spec, options), OnnxRuntimeVision(path, model.spec, options)
     tolerance = 1e-4 if ours.precision == "f32" else 0.2
