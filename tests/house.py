@@ -9,8 +9,8 @@ LINKED = ("exporters", "quant", "runtimes", "targets", "bench")
 
 #: The part of `edgevlm.zoo` that makes checkpoints.
 ZOO_HOST_HALF = (
-    *("batches", "card", "evaluate", "layout", "losses", "nano", "publish", "quantnoise", "random_weights", "synth"),
-    *("synth_qwen2_vl", "tokenizer", "train", "trainer"),
+    *("batches", "card", "clip", "evaluate", "families", "layout", "llava_layout", "losses", "nano", "publish"),
+    *("quantnoise", "random_weights", "synth", "synth_qwen2_vl", "synth_tinygptv", "tokenizer", "train", "trainer"),
 )
 
 #: From the ground up; a module imports only from lower floors and from its own entry. The longest entry decides.
@@ -18,11 +18,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "tables", "progress"),
     ("atomic", "chat_template", "child", "imageio", "sampling", "spec", "tokenizer"),
     ("patches", "tiling"),
-    ("answer", "zoo", "zoo.drawing", "zoo.digits", "recipe", "bundle", "preprocess", "prompt", "targets"),
+    ("answer", "video", "zoo", "zoo.drawing", "zoo.digits", "recipe", "bundle", "preprocess", "prompt", "targets"),
     ("feature_rows",),
     ("assembly", "models", "zoo.scenes"),
     ("quant", "pruning", "runtimes"),
     ("context", "exporters", "generation"),
+    ("fusing",),
     ("session", "doctor"),
     ("",),
     ("pipeline", "bench", *(f"zoo.{name}" for name in ZOO_HOST_HALF)),

@@ -57,7 +57,7 @@ def synth(name: str, out: Path, tiny: bool, resolution: int | None, seed: int, f
 
 
 @command.command()
-@click.argument("name", type=click.Choice(["nano-fastvlm"]))
+@click.argument("name", type=click.Choice(["nano-fastvlm", "nano-llava"]))
 @_OUT
 @click.option("--images", type=click.IntRange(min=1), help="Images to train on.  [default: as the shipped model]")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped.")
@@ -84,7 +84,7 @@ def train(
     from edgevlm.zoo.train import train_nano
 
     with show_progress(f"zoo train {name}") as report:
-        train_nano(out, seed=seed, resume=resume, images=images, threads=threads, workdir=work, report=report)
+        train_nano(name, out, seed=seed, resume=resume, images=images, threads=threads, workdir=work, report=report)
     click.echo(out)
 
 

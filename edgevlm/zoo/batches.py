@@ -5,14 +5,16 @@ run sees exactly the batches that an uninterrupted one would have seen.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from edgevlm.spec import PreprocessSpec
 from edgevlm.zoo.drawing import COLOURS, SHAPES, Pixels, Scene, render
+from edgevlm.zoo.nano import NanoSpec
 from edgevlm.zoo.scenes import Question, ask, compose, scene_rng
 from edgevlm.zoo.tokenizer import SYSTEM_PROMPT
 
@@ -52,9 +54,10 @@ class Packed:
     questions: list[Question]
 
 
-def pixels(images: list[Pixels]) -> Tensor:
-    """uint8 [H, W, 3] images to float32 [B, 3, H, W] in 0..1, channels last in memory."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255.0)
+def pixels(images: list[Pixels], spec: NanoSpec | PreprocessSpec) -> Tensor:
+    """uint8 [H, W, 3] images to float32 [B, 3, H, W], normalised as `spec` says, channels last in memory."""
+    scaled = torch.from_numpy(np.stack(images)).float().div_(255.0)
+    return scaled.sub_(torch.tensor(spec.mean)).div_(torch.tensor(spec.std)).permute(0, 3, 1, 2)
 
 
 def dense_scene(rng: np.random.Generator, size: int) -> Scene:
@@ -67,11 +70,20 @@ def stream_seed(stream: int, seed: int) -> int:
     return stream + 10_000 * seed
 
 
-def train_scene(stream: int, seed: int, index: int, size: int) -> tuple[Scene, Pixels]:
-    """Scene `index` of one stream of the training split, with its image."""
+def train_scene(stream: int, seed: int, index: int, size: int, clutter: int = 0) -> tuple[Scene, Pixels]:
+    """Scene `index` of one stream of the training split, with its image; half have up to `clutter` scribbles."""
+    scene, rng = describe_scene(stream, seed, index, size, clutter)
+    return scene, render(scene, rng)
+
+
+def describe_scene(
+    stream: int, seed: int, index: int, size: int, clutter: int = 0
+) -> tuple[Scene, np.random.Generator]:
+    """As `train_scene`, not drawn yet: the scene, and the generator to draw it with."""
     rng = scene_rng("train", stream_seed(stream, seed), index)
     scene = dense_scene(rng, size) if stream == DENSE_STREAM else compose("train", rng, size)
-    return scene, render(scene, rng)
+    scribbles = int(rng.integers(1, clutter + 1)) * int(rng.random() < 0.5) if clutter else 0
+    return replace(scene, clutter=scribbles), rng
 
 
 def cell_targets(scenes: list[Scene], grid: int) -> CellTargets:

@@ -1,54 +1,101 @@
-"""The model card of `nano-fastvlm`: what it is, what it was trained on, what that cost, and what it scores."""
+"""The model card of a nano model: what it is, what it was trained on, what that cost, and what it scores."""
 
 import os
 
+from edgevlm.spec import VitSpec
 from edgevlm.zoo.evaluate import Score, table
-from edgevlm.zoo.trainer import Settings
+from edgevlm.zoo.nano import NanoSpec
+from edgevlm.zoo.trainer import CAPTIONED, Settings
 
 TARGET_ALL, TARGET_EACH = 0.90, 0.80
 
 
-def model_card(settings: Settings, seconds: float, scores: list[Score]) -> str:
-    """Markdown with true figures: `seconds` of training, `scores` of the test split."""
+def model_card(
+    name: str, layout: str, settings: Settings, seconds: float, scores: list[Score], captions: float | None
+) -> str:
+    """Markdown with true figures.
+
+    Args:
+        name: of the model.
+        layout: whose files it has, in words.
+        settings: of its training.
+        seconds: of training.
+        scores: of the test split, `all` last.
+        captions: share of the right captions found by the CLIP that its encoder was trained as; None if it was not.
+    """
     counts = ", ".join(f"{count:,} in stage `{stage}`" for stage, count in settings.images.items())
-    spec, decoder, items = settings.spec, settings.spec.decoder, scores[-1].items
+    decoder, items = settings.spec.decoder, scores[-1].items
+    start = f"started from that of `{settings.decoder_start}`" if settings.decoder_start else "from random weights"
     return f"""---
 license: apache-2.0
 library_name: edgevlm
 pipeline_tag: image-text-to-text
 ---
 
-# nano-fastvlm
+# {name}
 
-A FastVLM small enough to ship with a test suite: a FastViTHD-shaped encoder (widths {spec.encoder.dims}, depths
-{spec.encoder.depths}, {spec.image_size} pixels to {spec.grid**2} visual tokens), the two-layer projector, and a
-Qwen2-shaped decoder ({decoder.num_hidden_layers} layers of width {decoder.hidden_size}, {decoder.vocab_size} rows).
-The files have the layout of Apple's `llava_qwen2` checkpoints. It was trained from random weights; no published
-weights went into it. It knows the six kinds of question of `scenes` and nothing else.
+Small enough to ship with a test suite: {_encoder(settings.spec)}, the two-layer projector, and a
+decoder of {decoder.architecture}'s shape ({decoder.num_hidden_layers} layers of width {decoder.hidden_size},
+{decoder.vocab_size} rows), {start}. The files have the layout of {layout}. No published weights went into it. It knows
+the six kinds of question of `scenes` and nothing else.
 
 ## Data
 
 `scenes` (`edgevlm.zoo.scenes`, training split): generated images of coloured shapes, and numbers composed from the real
 handwritten digits of the UCI set "Optical Recognition of Handwritten Digits" (CC BY 4.0, by way of scikit-learn's
-copy). The splits share neither random streams nor digit images.
+copy). The splits share neither random streams nor digit images.{_clutter(settings)}
 
 ## Training
 
-`edgevlm zoo train nano-fastvlm -o DIR --seed {settings.seed}`; {counts}; {seconds / 60:.0f} minutes on
+`edgevlm zoo train {name} -o DIR --seed {settings.seed}`; {counts}; {seconds / 60:.0f} minutes on
 {os.cpu_count()} CPU cores. First the encoder, with auxiliary heads that name what lies at each visual token (dropped
-afterwards), on canvases fuller than the test scenes. Then, on the resting encoder's features, projector and decoder,
-with auxiliary losses on what the visual tokens mean and on where the words of a question look. The weights are a moving
-average.
-
+afterwards), on canvases fuller than the test scenes{_contrastive(settings.spec)}. Then, on the resting encoder's
+features, projector and decoder, with auxiliary losses on what the visual tokens mean and on where the words of a
+question look. The weights are a moving average.
+{_captions(captions)}
 ## Scores
 
 Test split, exact match of greedy decoding through the deployed prompt; `chance` is the best guess without looking.
 
-    python -m edgevlm.zoo.evaluate zoo:nano-fastvlm --split test -n {items}
+    python -m edgevlm.zoo.evaluate zoo:{name} --split test -n {items}
 
 {table(scores)}
 
 {verdict(scores)}
+"""
+
+
+def _encoder(spec: NanoSpec) -> str:
+    encoder, size = spec.encoder, f"{spec.image_size} pixels to {spec.grid**2} visual tokens"
+    if isinstance(encoder, VitSpec):
+        return (
+            f"a CLIP-shaped encoder\n({encoder.num_hidden_layers + 1} layers of width {encoder.hidden_size}, class "
+            f"token, {size}, taken before the last layer)"
+        )
+    return f"a FastViTHD-shaped encoder\n(widths {encoder.dims}, depths {encoder.depths}, {size})"
+
+
+def _clutter(settings: Settings) -> str:
+    if not settings.clutter:
+        return ""
+    return f" Half of the training images have up to {settings.clutter} grey scribbles behind what is asked about."
+
+
+def _contrastive(spec: NanoSpec) -> str:
+    if spec.text is None:
+        return ""
+    return """,
+and at the same time as a CLIP: which caption ("blue star, number 407, red circle") belongs to which image of the
+batch, with a small causal text tower"""
+
+
+def _captions(captions: float | None) -> str:
+    if captions is None:
+        return ""
+    return f"""
+The rest of that CLIP (text tower, both projections, logit scale) is in `text_tower.safetensors`, its configuration
+in `text_tower.json`. Of {CAPTIONED} test images, {captions:.1%} are closest to their own caption of the {CAPTIONED}
+(chance {1 / CAPTIONED:.1%}).
 """
 
 

@@ -71,16 +71,19 @@ class Plate:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in an image; everything a question may be about, and nothing else."""
+    """What is in an image; everything a question may be about, and the number of grey scribbles behind it."""
 
     size: int
     objects: tuple[SceneObject, ...]
     plates: tuple[Plate, ...]
+    clutter: int = 0
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Pixels:
     """Draw `scene` to uint8 [size, size, 3]."""
     canvas = _background(scene.size, rng)
+    for _ in range(scene.clutter):
+        _draw_scribble(canvas, rng)
     for plate in scene.plates:
         _draw_plate(canvas, plate)
     for item in scene.objects:
@@ -105,6 +108,20 @@ def _background(size: int, rng: np.random.Generator) -> Image.Image:
     field = base + ramp[:, :, None] + rng.uniform(-8, 8, (9, 9, 3))
     small = Image.fromarray(np.clip(field, 0, 232).astype(np.uint8))
     return small.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _draw_scribble(canvas: Image.Image, rng: np.random.Generator) -> None:
+    """A grey line that wanders over up to half of the canvas: something to look at that nobody asks about."""
+    size = canvas.width
+    grey = int(rng.integers(70, 235))
+    point, heading = rng.uniform(0, size, 2), rng.uniform(0, 2 * math.pi)
+    points = [(float(point[0]), float(point[1]))]
+    for _ in range(int(rng.integers(3, 9))):
+        heading += rng.uniform(-1.2, 1.2)
+        point = point + rng.uniform(0.04, 0.1) * size * np.array([math.cos(heading), math.sin(heading)])
+        points.append((float(point[0]), float(point[1])))
+    width = max(1, round(rng.uniform(3, 10) * size / 512))
+    ImageDraw.Draw(canvas).line(points, fill=(grey, grey, grey), width=width, joint="curve")
 
 
 def _shifted(colour: tuple[int, int, int], tint: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -63,7 +63,8 @@ def _encode(model: VlmModel, images: dict[str, Pixels]) -> dict[str, Tensor]:
     embeddings: dict[str, Tensor] = {}
     for start in range(0, len(names), _BATCH):
         batch = names[start : start + _BATCH]
-        embeddings |= dict(zip(batch, model.vision(pixels([images[name] for name in batch])), strict=True))
+        made = pixels([images[name] for name in batch], model.spec.preprocess)
+        embeddings |= dict(zip(batch, model.vision(made), strict=True))
     return embeddings
 
 

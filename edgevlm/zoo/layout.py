@@ -1,17 +1,46 @@
-"""Apple's published checkpoint layout, written: tensor names and the JSON files beside `model.safetensors`.
+"""Apple's published checkpoint layout of FastVLM, written: tensors, the JSON files beside them, the tokenizer.
 
-In: the sizes of a FastVLM. Out: `config.json` (model type `llava_qwen2`), `generation_config.json` and
-`preprocessor_config.json`, with the fields and values of the published checkpoints.
+In: the sizes of a FastVLM and the weights it was trained to. Out: `model.safetensors`, `config.json` (model type
+`llava_qwen2`), `generation_config.json`, `preprocessor_config.json` and the tokenizer files, with the fields and values
+of the published checkpoints.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
 from edgevlm.atomic import write_text
 from edgevlm.spec import DecoderSpec, FastViTHDSpec
+from edgevlm.zoo.nano import NanoSpec
+from edgevlm.zoo.tokenizer import IMAGE_TOKEN, save_tokenizer, token_id
 
 VISION_PREFIX = "model.vision_tower.vision_tower.model."
+
+
+def write_fastvlm(folder: Path, spec: NanoSpec, weights: dict[str, Tensor], tokenizer: Tokenizer) -> None:
+    """Write the whole checkpoint but its card; `weights` is a state dict of `NanoVLM` less the auxiliary heads."""
+    assert isinstance(spec.encoder, FastViTHDSpec)
+    save_tensors({apple_tensor_name(name): value for name, value in weights.items()}, folder / "model.safetensors")
+    write_configuration(
+        folder,
+        spec.encoder,
+        spec.decoder,
+        spec.image_size,
+        dtype="float16",
+        stop_id=token_id(tokenizer, "<|im_end|>"),
+        image_id=token_id(tokenizer, IMAGE_TOKEN),
+    )
+    save_tokenizer(tokenizer, folder, spec.decoder.max_position_embeddings)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """One safetensors file that everybody may read."""
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def apple_tensor_name(name: str) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevlm.zoo.batches import IGNORE, CellTargets, Packed, Pointers, word_targets
-from edgevlm.zoo.nano import NanoFastVLM
+from edgevlm.zoo.nano import NanoVLM
 from edgevlm.zoo.scenes import TYPES
 
 
@@ -43,7 +43,7 @@ def cell_scores(read: dict[str, Tensor], targets: CellTargets) -> dict[str, floa
     return scores
 
 
-def token_loss(model: NanoFastVLM, projected: Tensor, targets: CellTargets, tokenizer: Tokenizer) -> Tensor:
+def token_loss(model: NanoVLM, projected: Tensor, targets: CellTargets, tokenizer: Tokenizer) -> Tensor:
     """Occupied visual tokens [B, N, H] should read as the words for what they show, and hold where its centre lies."""
     weights, cells = word_targets(targets, tokenizer)
     if not len(cells):

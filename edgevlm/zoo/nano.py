@@ -1,11 +1,12 @@
-"""The numbers of `nano-fastvlm` and its training-time module.
+"""The trainable whole of a nano model, whatever its family: encoder, two-layer projector, decoder.
 
-`NANO` describes a FastVLM of about 4 million parameters: a FastViTHD-shaped encoder (512 pixels to 64 visual tokens),
-the two-layer projector and a Qwen2-shaped decoder. `NanoFastVLM` is the trainable whole; `heads`, `place` and
-`seen_place` are auxiliary readers of the visual tokens and of the text, which training drops afterwards.
+`NanoVLM` is built from a `NanoSpec` (`edgevlm.zoo.families` has those of the shipped models). `heads`, `place` and
+`seen_place` are auxiliary readers of the visual tokens and of the text, which training drops afterwards; a CLIP-shaped
+encoder also has a text tower beside it.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,43 +15,31 @@ from torch.nn import functional as F
 
 from edgevlm.models.decoder import Decoder, DecoderLayer, rotary_tables, rotate
 from edgevlm.models.fastvithd import FastViTHD
-from edgevlm.spec import DecoderSpec, FastViTHDSpec
+from edgevlm.models.vit import VitLayer
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, VitSpec
+from edgevlm.zoo.clip import ClipVision, TextTower, TextTowerSpec, sincos_positions
 from edgevlm.zoo.drawing import COLOURS, SHAPES
 
 
 @dataclass(frozen=True)
 class NanoSpec:
-    """Sizes of one trainable FastVLM."""
+    """Sizes of one trainable model, and how its pixels are normalised.
 
-    encoder: FastViTHDSpec
+    `text` are the sizes of the text tower that a CLIP-shaped encoder is trained with.
+    """
+
+    encoder: FastViTHDSpec | VitSpec
     decoder: DecoderSpec
     image_size: int
+    text: TextTowerSpec | None = None
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def grid(self) -> int:
         """Visual tokens along one side."""
         return self.image_size // self.encoder.stride
 
-
-NANO = NanoSpec(
-    encoder=FastViTHDSpec(depths=(1, 1, 2, 1, 1), dims=(8, 16, 64, 128, 256), squeeze_channels=32),
-    decoder=DecoderSpec(
-        architecture="qwen2",
-        vocab_size=1024,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        rotary_dim=64,
-        rope_theta=1e6,
-        norm_eps=1e-6,
-        max_position_embeddings=2048,
-        qkv_bias=True,
-    ),
-    image_size=512,
-)
 
 # Decoder heads (layer, head) that learn where to look from `pointers` of a batch: a noun at the thing that it names,
 # then the end of the prompt at the first noun and at the last.
@@ -67,23 +56,25 @@ HEAD_SIZES = {
 }
 
 
-class NanoFastVLM(nn.Module):
-    """Encoder, projector, decoder and auxiliary heads under the names of the published layout (less its prefixes)."""
+class NanoVLM(nn.Module):
+    """Encoder, projector, decoder, auxiliary heads and perhaps a text tower."""
 
     def __init__(self, spec: NanoSpec) -> None:
         super().__init__()
         self.spec = spec
         features, hidden = spec.encoder.output_size, spec.decoder.hidden_size
-        self.vision = FastViTHD(spec.encoder, batchnorm=True)
+        self.vision = _vision(spec)
+        self.features_norm = nn.LayerNorm(features) if spec.text else nn.Identity()
         self.heads = nn.Linear(features, sum(HEAD_SIZES.values()))
         self.projector = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.decoder = Decoder(spec.decoder)
         self.place = nn.Linear(hidden, 2 * len(POINTING))
         self.seen_place = nn.Linear(hidden, 2)
+        self.text = TextTower(spec.text) if spec.text else None
 
     def read(self, features: Tensor) -> dict[str, Tensor]:
         """Auxiliary outputs [B, N, size] of the visual features [B, N, C]."""
-        columns = self.heads(features).split(list(HEAD_SIZES.values()), dim=-1)
+        columns = self.heads(self.features_norm(features)).split(list(HEAD_SIZES.values()), dim=-1)
         return dict(zip(HEAD_SIZES, columns, strict=True))
 
     def forward(
@@ -134,6 +125,13 @@ class NanoFastVLM(nn.Module):
         return self.decoder.head(self.decoder.norm(projected))
 
 
+def _vision(spec: NanoSpec) -> FastViTHD | ClipVision:
+    if isinstance(spec.encoder, FastViTHDSpec):
+        return FastViTHD(spec.encoder, batchnorm=True)
+    assert spec.text is not None
+    return ClipVision(spec.encoder, spec.text.projection_size)
+
+
 def _attention(layer: nn.Module, head: int, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
     """Log attention probabilities [B, T, T] of one head of a decoder layer, for its input [B, T, H]."""
     assert isinstance(layer, DecoderLayer)
@@ -151,12 +149,13 @@ def _attention(layer: nn.Module, head: int, x: Tensor, rotary: tuple[Tensor, Ten
     return scores.masked_fill(~mask[:, 0], -math.inf).log_softmax(-1)
 
 
-def initialise(model: NanoFastVLM, seed: int) -> None:
+def initialise(model: NanoVLM, seed: int) -> None:
     """Start values that keep the variance through every block; seeded.
 
-    Depthwise mixers start as the identity; the decoder starts as Qwen2 does, with a larger embedding (its rows also
-    are the head), queries equal to keys in the first two layers so that attention begins as a comparison of contents
-    (in the spirit of arXiv 2305.09828), and residual branches scaled down by depth.
+    Depthwise mixers start as the identity, a ViT's table of positions as sines and cosines; the decoder starts as Qwen2
+    does, with a larger embedding (its rows also are the head), queries equal to keys in the first two layers so that
+    attention begins as a comparison of contents (in the spirit of arXiv 2305.09828), and residual branches scaled down
+    by depth.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -183,6 +182,8 @@ def initialise(model: NanoFastVLM, seed: int) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             normal(module.weight, 1 / math.sqrt(module.embedding_dim))
+    if isinstance(model.vision, ClipVision):
+        _initialise_clip(model, normal)
     decoder = model.spec.decoder
     group = decoder.num_attention_heads // decoder.num_key_value_heads
     weights = dict(model.decoder.named_parameters())
@@ -194,3 +195,20 @@ def initialise(model: NanoFastVLM, seed: int) -> None:
                 queries, keys = (weights[f"layers.{index}.self_attn.{p}_proj.weight"] for p in "qk")
                 heads = keys.view(-1, decoder.head_dim, decoder.hidden_size).repeat_interleave(group, dim=0)
                 queries.copy_(heads.reshape(-1, decoder.hidden_size))
+
+
+def _initialise_clip(model: NanoVLM, normal: Callable[[Tensor, float], None]) -> None:
+    """Both towers: positions, the class token, and residual branches scaled down by depth."""
+    vision, text = model.vision, model.text
+    assert isinstance(vision, ClipVision)
+    assert text is not None
+    vit = vision.vit
+    normal(vit.class_token, 0.5)
+    normal(text.positions, 0.5 / math.sqrt(text.spec.hidden_size))
+    with torch.no_grad():
+        vit.positions[1:] = sincos_positions(vit.spec.grid, vit.spec.hidden_size)
+        for layers in (vit.layers, text.layers):
+            for layer in layers:
+                assert isinstance(layer, VitLayer)
+                layer.attention.out_proj.weight.mul_(1 / math.sqrt(2 * len(layers)))
+                layer.fc2.weight.mul_(1 / math.sqrt(2 * len(layers)))

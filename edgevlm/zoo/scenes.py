@@ -66,12 +66,15 @@ def chance(question_type: str) -> float:
     return _CHANCE[question_type]
 
 
-def scenes(split: str, n: int, seed: int = 0, size: int = IMAGE_SIZE) -> Iterator[Item]:
-    """Yield `n` items of `split`, image after image, at most one question of each type an image."""
+def scenes(split: str, n: int, seed: int = 0, size: int = IMAGE_SIZE, clutter: int = 0) -> Iterator[Item]:
+    """Yield `n` items of `split`, image after image, at most one question of each type an image.
+
+    `clutter` scribbles behind each scene make a variant of the set, in which the choice of what to look at is harder.
+    """
     made = 0
     index = 0
     while made < n:
-        _, questions, image = sample(split, seed, index, size)
+        _, questions, image = sample(split, seed, index, size, clutter)
         image_id = f"scenes-{split}-{seed}-{index:06d}"
         for question in questions[: n - made]:
             yield Item(
@@ -86,10 +89,12 @@ def scenes(split: str, n: int, seed: int = 0, size: int = IMAGE_SIZE) -> Iterato
         index += 1
 
 
-def sample(split: str, seed: int, index: int, size: int = IMAGE_SIZE) -> tuple[Scene, list[Question], Pixels]:
+def sample(
+    split: str, seed: int, index: int, size: int = IMAGE_SIZE, clutter: int = 0
+) -> tuple[Scene, list[Question], Pixels]:
     """Scene number `index`: its description, one question of each type it can answer, its image."""
     rng = scene_rng(split, seed, index)
-    scene = compose(split, rng, size)
+    scene = replace(compose(split, rng, size), clutter=clutter)
     questions = [q for q in (ask(question_type, scene, rng) for question_type in TYPES) if q is not None]
     return scene, questions, render(scene, rng)
 

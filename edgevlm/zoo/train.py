@@ -1,10 +1,10 @@
-"""Training of `nano-fastvlm` on a CPU: resumable, seeded, interruptible.
+"""Training of the nano models on a CPU: resumable, seeded, interruptible.
 
-In: where the checkpoint goes, a seed and a working folder for the training state. Out: a checkpoint folder in FastVLM's
-published layout with a model card. Two stages:
+In: a model's name, where the checkpoint goes, a seed and a working folder for the training state. Out: a checkpoint
+folder in the family's published layout with a model card. Two stages:
 
-1. `vision`: the encoder learns to say, for each of its 64 tokens, what lies there (auxiliary heads, dropped later), on
-   canvases fuller than any test scene.
+1. `vision`: the encoder learns to say, for each of its tokens, what lies there (auxiliary heads, dropped later), on
+   canvases fuller than any test scene. A CLIP-shaped one learns at the same time which caption belongs to which image.
 2. `answers`: the encoder rests; projector and decoder learn to answer, many questions behind each image. What a scene
    description knows is taught on the way: the projected tokens should look like the words for what they show; the nouns
    of a question should look at what they name; the end of the prompt should look at the nouns, and each of them should
@@ -27,7 +27,7 @@ from edgevlm.models import load
 from edgevlm.progress import Report, duration
 from edgevlm.zoo.card import model_card
 from edgevlm.zoo.evaluate import evaluate
-from edgevlm.zoo.nano import NANO, NanoSpec
+from edgevlm.zoo.families import family
 from edgevlm.zoo.publish import publish
 from edgevlm.zoo.trainer import STAGES, Settings, Trainer
 
@@ -104,6 +104,7 @@ def run(trainer: Trainer, report: StepReport, until: str = STAGES[-1]) -> None:
 
 
 def train_nano(
+    name: str,
     out: Path,
     *,
     seed: int = 0,
@@ -112,31 +113,32 @@ def train_nano(
     test_items: int = 1800,
     threads: int | None = None,
     workdir: Path | None = None,
-    spec: NanoSpec = NANO,
+    settings: Settings | None = None,
     report: Report | None = None,
 ) -> None:
-    """Train `nano-fastvlm` and write its checkpoint, with a model card that holds its scores, to the folder `out`.
+    """Train the nano model `name` and write its checkpoint, with a model card of its scores, to the folder `out`.
 
     Args:
         resume: continue from the state in `workdir` (same seed, same `images`); without it, training starts afresh.
-        images: images over all stages; None for the number the shipped model was trained on.
+        images: images over all stages; None for the number that the settings name.
         test_items: questions of the test split for the scores in the card.
         threads: threads within one operation; None leaves torch's choice.
-        workdir: where the training state is kept; None for `edgevlm/zoo/nano-fastvlm` in the user's cache folder.
-        spec: sizes of the model.
+        workdir: where the training state is kept; None for `edgevlm/zoo/<name>` in the user's cache folder.
+        settings: None for the family's own.
         report: called with (images seen, images in all, text) a few times a minute.
 
     Raises:
-        InputError: nothing to resume, or the state belongs to another run.
+        InputError: no such model, nothing to resume, or the state belongs to another run.
         KeyboardInterrupt: after Ctrl-C, once the state has been saved.
     """
-    folder = cache_folder() if workdir is None else workdir
+    model = family(name)
+    folder = cache_folder(name) if workdir is None else workdir
     state = folder / "state.pt"
     if resume and not state.is_file():
         raise InputError("there is no training to resume", str(state), "train without --resume")
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = Settings(seed=seed, spec=spec)
+    settings = replace(model.settings if settings is None else settings, seed=seed)
     if images is not None:
         share = images / sum(settings.images.values())
         scaled = {stage: max(settings.batch[stage], round(count * share)) for stage, count in settings.images.items()}
@@ -153,9 +155,11 @@ def train_nano(
 
     run(trainer, tell)
     weights, tokenizer = trainer.average, trainer.tokenizer
-    publish(out, settings.spec, weights, tokenizer, "")
+    publish(out, model.write, settings.spec, weights, tokenizer, "")
     scores = evaluate(load(out), "test", test_items)
-    publish(out, settings.spec, weights, tokenizer, model_card(settings, trainer.seconds, scores))
+    captions = trainer.match_captions("test") if settings.spec.text else None
+    card = model_card(name, model.layout, settings, trainer.seconds, scores, captions)
+    publish(out, model.write, settings.spec, weights, tokenizer, card)
 
 
 def describe(progress: Progress) -> str:
@@ -167,7 +171,7 @@ def describe(progress: Progress) -> str:
     )
 
 
-def cache_folder() -> Path:
-    """Where training state lives between runs (XDG base directories)."""
+def cache_folder(name: str) -> Path:
+    """Where the training state of one model lives between runs (XDG base directories)."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "edgevlm" / "zoo" / "nano-fastvlm"
+    return (Path(root) if root else Path.home() / ".cache") / "edgevlm" / "zoo" / name

@@ -1,4 +1,4 @@
-"""The state of one training run of `nano-fastvlm` and what one step of it does.
+"""The state of one training run of a nano model and what one step of it does.
 
 In: settings and a working folder. Out: trained and averaged weights, stage by stage (`edgevlm.zoo.train` says what the
 stages are for). A step is a function of (seed, stage, step) and the weights, so a run that was stopped and resumed ends
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from edgevlm.atomic import atomic_file
 from edgevlm.errors import InputError
+from edgevlm.models import load
+from edgevlm.models.decoder import Decoder
+from edgevlm.zoo import resolve
 from edgevlm.zoo.batches import (
     DENSE_STREAM,
     IGNORE,
@@ -24,29 +27,38 @@ from edgevlm.zoo.batches import (
     VALIDATION_STREAM,
     Packed,
     cell_targets,
+    describe_scene,
     pack,
     pixels,
     pointers,
     questions_for,
-    stream_seed,
     train_scene,
 )
+from edgevlm.zoo.clip import ClipVision, caption, contrastive_loss, encode_captions, retrieval
 from edgevlm.zoo.drawing import Pixels, Scene, render
 from edgevlm.zoo.losses import answer_loss, cell_loss, cell_scores, exact_matches, pointer_loss, token_loss
-from edgevlm.zoo.nano import NANO, NanoFastVLM, NanoSpec, initialise
-from edgevlm.zoo.scenes import compose, scene_rng
+from edgevlm.zoo.nano import NanoSpec, NanoVLM, initialise
+from edgevlm.zoo.scenes import sample
 from edgevlm.zoo.tokenizer import build_tokenizer
 
 STAGES = ("vision", "answers")
+CAPTIONED = 64
 _EMA_DECAY = 0.995
+_CONTRASTIVE_WEIGHT = 0.5
 _TOKEN_WEIGHT = 0.3
 _POINTER_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training run is made of. Images are counted per stage; `pool` scenes are encoded once for `answers`."""
+    """What a training run is made of. Images are counted per stage; `pool` scenes are encoded once for `answers`.
 
+    Attributes:
+        clutter: half of the images have up to so many grey scribbles behind what matters.
+        decoder_start: the shipped model whose decoder the stage `answers` starts from; None for random weights.
+    """
+
+    spec: NanoSpec
     seed: int = 0
     images: dict[str, int] = field(default_factory=lambda: {"vision": 14_000, "answers": 24_000})
     batch: dict[str, int] = field(default_factory=lambda: {"vision": 8, "answers": 8})
@@ -55,7 +67,8 @@ class Settings:
     validation_scenes: int = 64
     validate_every: int = 150
     save_every_seconds: float = 180.0
-    spec: NanoSpec = NANO
+    clutter: int = 0
+    decoder_start: str | None = None
 
     def steps(self, stage: str) -> int:
         return self.images[stage] // self.batch[stage]
@@ -68,7 +81,7 @@ class Trainer:
         self.settings = settings
         self.workdir = workdir
         self.tokenizer: Tokenizer = build_tokenizer(settings.spec.decoder.vocab_size)
-        self.model = NanoFastVLM(settings.spec)
+        self.model = NanoVLM(settings.spec)
         initialise(self.model, settings.seed)
         self.stage, self.step = STAGES[0], 0
         self.seconds = 0.0
@@ -116,12 +129,14 @@ class Trainer:
     def begin(self, stage: str) -> None:
         """Start `stage` from the averaged weights of the one before."""
         self.model.load_state_dict(self.average)
+        if stage == "answers" and self.settings.decoder_start is not None:
+            start_decoder(self.model.decoder, self.settings.decoder_start)
         self.stage, self.step, self.average = stage, 0, {}
         self.optimizer = self._new_optimizer()
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         parts = {
-            "vision": ("vision.", "heads."),
+            "vision": ("vision.", "heads.", "features_norm.", "text."),
             "answers": ("projector.", "decoder.", "place.", "seen_place."),
         }[self.stage]
         return {n: p for n, p in self.model.named_parameters() if n.startswith(parts)}
@@ -167,14 +182,25 @@ class Trainer:
 
     def _scenes(self, stream: int, count: int) -> list[tuple[Scene, Pixels]]:
         size, first = self.settings.spec.image_size, self.step * count
-        return [train_scene(stream, self.settings.seed, first + i, size) for i in range(count)]
+        return [train_scene(stream, self.settings.seed, first + i, size, self.settings.clutter) for i in range(count)]
 
     def _vision_loss(self) -> Tensor:
-        batch = self.settings.batch["vision"]
+        """What lies at each visual token; with a text tower also which caption belongs to which image."""
+        settings, batch = self.settings, self.settings.batch["vision"]
         made = self._scenes(DENSE_STREAM, batch - batch // 4) + self._scenes(SCENE_STREAM, batch // 4)
-        targets = cell_targets([scene for scene, _ in made], self.settings.spec.grid)
+        scenes = [scene for scene, _ in made]
+        images = pixels([image for _, image in made], settings.spec)
+        targets = cell_targets(scenes, settings.spec.grid)
         self.model.train()
-        return cell_loss(self.model.read(self.model.vision(pixels([image for _, image in made]))), targets)
+        vision, text = self.model.vision, self.model.text
+        if not isinstance(vision, ClipVision) or text is None:
+            return cell_loss(self.model.read(vision(images)), targets)
+        features, summaries = vision.both(images)
+        rng = np.random.default_rng([settings.seed, STAGES.index("vision"), self.step])
+        captions = [caption(scene, rng) for scene in scenes]
+        said = text(*encode_captions(captions, self.tokenizer, text.spec))
+        pairs = contrastive_loss(summaries, said, text.logit_scale)
+        return cell_loss(self.model.read(features), targets) + _CONTRASTIVE_WEIGHT * pairs
 
     def _answers_loss(self) -> Tensor:
         """Answers to fresh questions, the words of the visual tokens, and where the words of the questions look."""
@@ -202,12 +228,12 @@ class Trainer:
         scenes: list[Scene] = []
         images: dict[int, Pixels] = {}
         for index in indices:
-            rng = scene_rng("train", stream_seed(SCENE_STREAM, self.settings.seed), index)
-            scenes.append(compose("train", rng, size))
+            scene, rng = describe_scene(SCENE_STREAM, self.settings.seed, index, size, self.settings.clutter)
+            scenes.append(scene)
             if index not in self._features and index not in images:
-                images[index] = render(scenes[-1], rng)
+                images[index] = render(scene, rng)
         if images:
-            encoded = self.model.vision(pixels(list(images.values()))).half()
+            encoded = self.model.vision(pixels(list(images.values()), self.settings.spec)).half()
             self._features |= dict(zip(images, encoded, strict=True))
         return scenes
 
@@ -217,7 +243,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Scores of the averaged weights on the held-out slice of the training split."""
         settings = self.settings
-        model = NanoFastVLM(settings.spec)
+        model = NanoVLM(settings.spec)
         model.load_state_dict(self.average)
         model.eval()
         right: dict[str, float] = {}
@@ -225,8 +251,8 @@ class Trainer:
         for first in range(0, settings.validation_scenes, 16):
             indices = range(first, min(first + 16, settings.validation_scenes))
             made = [train_scene(VALIDATION_STREAM, settings.seed, i, settings.spec.image_size) for i in indices]
-            features = model.vision(pixels([image for _, image in made]))
-            scenes = [scene for scene, _ in made]
+            images, scenes = pixels([image for _, image in made], settings.spec), [scene for scene, _ in made]
+            features = model.vision(images)
             if self.stage == "vision":
                 scores = cell_scores(model.read(features), cell_targets(scenes, settings.spec.grid))
                 counts = {name: (score, 1.0) for name, score in scores.items()}
@@ -240,12 +266,38 @@ class Trainer:
             for name, (good, out_of) in counts.items():
                 right[name] = right.get(name, 0.0) + good
                 total[name] = total.get(name, 0.0) + out_of
+        if self.stage == "vision" and settings.spec.text is not None:
+            right["caption"], total["caption"] = self.match_captions("train"), 1.0
         return {name: right[name] / total[name] for name in right if total[name]}
 
+    @torch.no_grad()
+    def match_captions(self, split: str) -> float:
+        """Share of `CAPTIONED` scenes (`test` split, or the held-out slice of `train`) whose own caption is the most
+        similar to them of all, by the averaged weights."""
+        settings, count = self.settings, CAPTIONED
+        model = NanoVLM(settings.spec)
+        model.load_state_dict(self.average)
+        assert isinstance(model.vision, ClipVision)
+        assert model.text is not None
+        size, stream = settings.spec.image_size, VALIDATION_STREAM
+        if split == "train":
+            made = [train_scene(stream, settings.seed, i, size) for i in range(count)]
+        else:
+            made = [(scene, image) for scene, _, image in (sample(split, 0, i, size) for i in range(count))]
+        rng = np.random.default_rng([settings.seed, 98])
+        captions = [caption(scene, rng) for scene, _ in made]
+        _, summaries = model.vision.both(pixels([image for _, image in made], settings.spec))
+        return retrieval(summaries, model.text(*encode_captions(captions, self.tokenizer, model.text.spec)))
 
-def _decode(
-    model: NanoFastVLM, projected: Tensor, packed: Packed, pointed: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+
+def start_decoder(decoder: Decoder, name: str) -> None:
+    """Begin with the weights of the shipped model `name`, less the biases that this decoder does not have."""
+    weights = load(resolve(f"zoo:{name}")).decoder.state_dict()
+    wanted = decoder.state_dict()
+    decoder.load_state_dict({key: weights[key].float() for key in wanted})
+
+
+def _decode(model: NanoVLM, projected: Tensor, packed: Packed, pointed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = model(
         projected, packed.ids, packed.positions, packed.mask, packed.labels != IGNORE, pointed
     )

@@ -26,8 +26,9 @@ from edgevlm.zoo.batches import (
 )
 from edgevlm.zoo.drawing import COLOURS, SHAPES
 from edgevlm.zoo.evaluate import evaluate, greedy, grey_noise, table
+from edgevlm.zoo.layout import write_fastvlm
 from edgevlm.zoo.losses import exact_matches
-from edgevlm.zoo.nano import NanoFastVLM, NanoSpec, initialise
+from edgevlm.zoo.nano import NanoSpec, NanoVLM, initialise
 from edgevlm.zoo.publish import publish
 from edgevlm.zoo.scenes import Item, Question
 from edgevlm.zoo.tokenizer import build_tokenizer
@@ -108,7 +109,7 @@ def test_a_state_of_another_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="started with seed 0"):
         other.load(tmp_path / "state.pt")
     with pytest.raises(InputError, match="no training to resume"):
-        train_nano(tmp_path / "out", resume=True, workdir=tmp_path / "nothing")
+        train_nano("nano-fastvlm", tmp_path / "out", resume=True, workdir=tmp_path / "nothing")
 
 
 def test_the_decoder_learns_an_answer(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_the_decoder_learns_an_answer(tmp_path: Path) -> None:
 def test_packed_questions_do_not_see_each_other() -> None:
     """The logits of each question equal those of the same question asked alone."""
     torch.manual_seed(0)
-    model, tokenizer = NanoFastVLM(SPEC).eval(), build_tokenizer()
+    model, tokenizer = NanoVLM(SPEC).eval(), build_tokenizer()
     initialise(model, 0)
     scene, _ = train_scene(SCENE_STREAM, 0, 3, 256)
     asked = questions_for(scene, np.random.default_rng(0))
@@ -157,14 +158,14 @@ def test_packed_questions_do_not_see_each_other() -> None:
 def test_the_published_folder_answers_as_training_saw_it(tmp_path: Path) -> None:
     """BatchNorm folded, half precision, KV cache and greedy steps: the tokens that one full pass of training gives."""
     tokenizer = build_tokenizer()
-    model = NanoFastVLM(SPEC).eval()
+    model = NanoVLM(SPEC).eval()
     initialise(model, 0)
-    publish(tmp_path / "m", SPEC, model.state_dict(), tokenizer, "card")
+    publish(tmp_path / "m", write_fastvlm, SPEC, model.state_dict(), tokenizer, "card")
     loaded = load(tmp_path / "m")
     loaded.vision.float()
     loaded.decoder.float()
     made = [train_scene(SCENE_STREAM, 0, index, 256) for index in range(3)]
-    images = pixels([image for _, image in made])
+    images = pixels([image for _, image in made], SPEC)
     before, after = (tokenizer.encode(piece).ids for piece in prompt_pieces("What is it?"))
     model.half().float()
     with torch.inference_mode():
@@ -182,9 +183,9 @@ def test_the_published_folder_answers_as_training_saw_it(tmp_path: Path) -> None
 
 
 def test_evaluation_needs_the_image_and_reports_every_type(tmp_path: Path) -> None:
-    model = NanoFastVLM(SPEC)
+    model = NanoVLM(SPEC)
     initialise(model, 0)
-    publish(tmp_path / "m", SPEC, model.state_dict(), build_tokenizer(), "card")
+    publish(tmp_path / "m", write_fastvlm, SPEC, model.state_dict(), build_tokenizer(), "card")
     scores = evaluate(load(tmp_path / "m"), "test", 24)
     assert [s.type for s in scores] == ["colour", "shape", "count", "relation", "existence", "number", "all"]
     assert sum(s.items for s in scores[:-1]) == scores[-1].items == 24
@@ -252,11 +253,12 @@ def test_streams_of_training_never_meet() -> None:
 def test_training_ends_in_a_checkpoint_with_a_truthful_card(tmp_path: Path) -> None:
     lines: list[str] = []
     train_nano(
+        "nano-fastvlm",
         tmp_path / "out",
         images=16,
         test_items=12,
         workdir=tmp_path / "state",
-        spec=SPEC,
+        settings=SETTINGS,
         report=lambda _done, _total, text: lines.append(text),
     )
     model = load(tmp_path / "out")

@@ -1,0 +1,109 @@
+"""The nano models that `edgevlm zoo train` knows: sizes, training settings, published layout.
+
+A family is an entry of `FAMILIES`; the trainer, the stages, the losses and the scores are the same for all of them.
+"""
+
+from dataclasses import dataclass, replace
+
+from edgevlm.errors import InputError
+from edgevlm.spec import DecoderSpec, FastViTHDSpec, VitSpec
+from edgevlm.zoo.clip import TextTowerSpec
+from edgevlm.zoo.layout import write_fastvlm
+from edgevlm.zoo.llava_layout import write_llava
+from edgevlm.zoo.nano import NanoSpec
+from edgevlm.zoo.publish import Write
+from edgevlm.zoo.trainer import Settings
+
+
+@dataclass(frozen=True)
+class Family:
+    """One nano model.
+
+    Attributes:
+        settings: of the training run that `edgevlm zoo train` starts, at seed 0.
+        write: tensors (a state dict of `NanoVLM`, float16), configuration and tokenizer to a folder in the published
+            layout.
+        layout: whose layout that is, in words.
+    """
+
+    settings: Settings
+    write: Write
+    layout: str
+
+
+_DECODER = DecoderSpec(
+    architecture="qwen2",
+    vocab_size=1024,
+    hidden_size=256,
+    intermediate_size=512,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    rotary_dim=64,
+    rope_theta=1e6,
+    norm_eps=1e-6,
+    max_position_embeddings=2048,
+    qkv_bias=True,
+)
+
+FASTVLM = NanoSpec(
+    encoder=FastViTHDSpec(depths=(1, 1, 2, 1, 1), dims=(8, 16, 64, 128, 256), squeeze_channels=32),
+    decoder=_DECODER,
+    image_size=512,
+)
+
+LLAVA = NanoSpec(
+    encoder=VitSpec(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        patch_size=16,
+        grid=12,
+        norm_eps=1e-5,
+        activation="quick_gelu",
+        class_token=True,
+        patch_bias=False,
+        pre_norm=True,
+    ),
+    decoder=replace(_DECODER, architecture="llama", qkv_bias=False),
+    image_size=192,
+    text=TextTowerSpec(
+        vocab_size=1024,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=48,
+        projection_size=128,
+    ),
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+
+FAMILIES = {
+    "nano-fastvlm": Family(Settings(spec=FASTVLM), write_fastvlm, "Apple's `llava_qwen2` checkpoints"),
+    "nano-llava": Family(
+        Settings(
+            spec=LLAVA,
+            images={"vision": 32_000, "answers": 12_000},
+            batch={"vision": 16, "answers": 8},
+            peak_rate={"vision": 1.5e-3, "answers": 7e-4},
+            clutter=12,
+            decoder_start="nano-fastvlm",
+        ),
+        write_llava,
+        "LLaVA-1.5 as transformers writes it",
+    ),
+}
+
+
+def family(name: str) -> Family:
+    """The nano model `name`.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in FAMILIES:
+        raise InputError(f"there is no nano model {name!r:.60}", name, f"use one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
