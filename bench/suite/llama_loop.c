@@ -2,13 +2,15 @@
  *
  *   llama_loop MODEL THREADS CONTEXT [no-amx]
  *
- * reads lines "PROMPT STEPS" and answers each with one line: milliseconds of a prefill of PROMPT tokens, then of each of
- * STEPS single-token decodes, the logits fetched after every call. Everything else stays at llama.cpp's defaults.
+ * reads lines "STEPS PIECE..." and answers each with one line: milliseconds of the prefill, then of each of STEPS
+ * single-token decodes, the logits fetched after every call. A piece is one llama_decode of the prefill: "t14" is 14
+ * token ids, "e256" 256 embeddings. Everything else stays at llama.cpp's defaults.
  * "no-amx" (Linux on x86-64) has the kernel refuse the AMX tiles, so that the same build runs as on a CPU without them.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,14 +61,66 @@ static int refuse_amx(void) {
 #endif
 }
 
-/* One timed llama_decode of `count` tokens; the logits are fetched, as a sampler would. */
-static double decode_ms(struct llama_context * context, llama_token * tokens, int count) {
+/* What is fed, the same again and again. */
+struct inputs {
+    llama_token * tokens;
+    float * embeddings;
+    int8_t * no_logits;
+};
+
+static void * checked(void * memory) {
+    if (memory == NULL) {
+        fprintf(stderr, "out of memory\n");
+        exit(1);
+    }
+    return memory;
+}
+
+/* `count` ids in order, embeddings of `width` between -1 and 1, and no logits wanted. */
+static struct inputs make_inputs(size_t count, size_t width) {
+    struct inputs made = {
+        checked(malloc(count * sizeof(llama_token))),
+        checked(malloc(count * width * sizeof(float))),
+        checked(calloc(count, 1)),
+    };
+    uint32_t state = 1;
+    for (size_t i = 0; i < count; i++) {
+        made.tokens[i] = (llama_token) i;
+    }
+    for (size_t i = 0; i < count * width; i++) {
+        state = state * 1664525u + 1013904223u;
+        made.embeddings[i] = (float) (state >> 8) / 8388608.0f - 1.0f;
+    }
+    return made;
+}
+
+/* One timed llama_decode of `count` positions; the logits of the last are fetched if it is the prompt's last, as a
+ * sampler would. */
+static double decode_ms(struct llama_context * context, const struct inputs * in, char kind, int count, int is_last) {
     double start = now_ms();
-    if (llama_decode(context, llama_batch_get_one(tokens, count)) != 0 || llama_get_logits(context) == NULL) {
+    struct llama_batch batch = llama_batch_get_one(kind == 't' ? in->tokens : NULL, count);
+    batch.embd = kind == 'e' ? in->embeddings : NULL;
+    batch.logits = is_last ? NULL : in->no_logits;
+    if (llama_decode(context, batch) != 0 || (is_last && llama_get_logits(context) == NULL)) {
         fprintf(stderr, "llama_decode failed\n");
         exit(1);
     }
     return now_ms() - start;
+}
+
+/* Milliseconds of the prefill that `pieces` describes. */
+static double prefill_ms(struct llama_context * context, const struct inputs * in, char * pieces) {
+    double total = 0;
+    for (char * piece = strtok(pieces, " \n"), * next; piece != NULL; piece = next) {
+        next = strtok(NULL, " \n");
+        int count = atoi(piece + 1);
+        if ((piece[0] != 't' && piece[0] != 'e') || count < 1 || count > (int) llama_n_batch(context)) {
+            fprintf(stderr, "no such piece: %s\n", piece);
+            exit(2);
+        }
+        total += decode_ms(context, in, piece[0], count, next == NULL);
+    }
+    return total;
 }
 
 int main(int argc, char ** argv) {
@@ -88,23 +142,24 @@ int main(int argc, char ** argv) {
     if (context == NULL) {
         return 1;
     }
-    llama_token * tokens = malloc(context_params.n_ctx * sizeof *tokens);
-    int prompt, steps;
+    struct inputs in = make_inputs(llama_n_batch(context), (size_t) llama_model_n_embd_inp(model));
+    char line[256];
     printf("ready\n");
     fflush(stdout);
-    while (scanf("%d %d", &prompt, &steps) == 2) {
+    while (fgets(line, sizeof line, stdin) != NULL) {
+        char * pieces;
+        long steps = strtol(line, &pieces, 10);
         llama_memory_seq_rm(llama_get_memory(context), 0, 0, -1);
-        for (int i = 0; i < prompt; i++) {
-            tokens[i] = i;
-        }
-        printf("%.4f", decode_ms(context, tokens, prompt));
-        for (int i = 0; i < steps; i++) {
-            printf(" %.4f", decode_ms(context, tokens + 5, 1));
+        printf("%.4f", prefill_ms(context, &in, pieces));
+        for (long i = 0; i < steps; i++) {
+            printf(" %.4f", decode_ms(context, &in, 't', 1, 1));
         }
         printf("\n");
         fflush(stdout);
     }
-    free(tokens);
+    free(in.tokens);
+    free(in.embeddings);
+    free(in.no_logits);
     llama_free(context);
     llama_model_free(model);
     return 0;

@@ -48,10 +48,15 @@ class PlainLoop:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def round(self, prompt: int, steps: int) -> Round:
-        """Run one prefill of `prompt` tokens and `steps` decodes."""
+    def round(self, pieces: str, steps: int) -> Round:
+        """Run one prefill and `steps` decodes.
+
+        Args:
+            pieces: the batches of the prefill, e.g. `t14 e256 t16`: 14 token ids, 256 embeddings, 16 ids.
+            steps: how many single tokens follow.
+        """
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{prompt} {steps}\n")
+        self._process.stdin.write(f"{steps} {pieces}\n")
         self._process.stdin.flush()
         prefill, *decode = map(float, self._line().split())
         return Round(prefill, tuple(decode))
