@@ -1,4 +1,4 @@
-"""Random weights as one `model.safetensors` in bfloat16, written a piece at a time.
+"""Random weights as one `model.safetensors` in 16 bits, written a piece at a time.
 
 In: published names and shapes, and the mean and standard deviation of each tensor. Out: the file. No weight is a
 denormal number in any 16-bit format, and the same seed gives the same bytes.
@@ -6,7 +6,8 @@ denormal number in any 16-bit format, and the same seed gives the same bytes.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import BinaryIO, TypeAlias
 
 import torch
@@ -17,9 +18,29 @@ from edgevlm.progress import Report
 _CHUNK = 1 << 22
 # The least normal number of float16 is 2**-14; bfloat16 and float32 reach further down.
 _LEAST = 2.0**-13
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16"}
 
 #: Mean and standard deviation of a tensor by its name and shape.
 Moments: TypeAlias = Callable[[str, tuple[int, ...]], tuple[float, float]]
+
+
+def random_pieces(
+    total: int, mean: float, std: float, seed: int, adjust: Callable[[Tensor], None] | None = None
+) -> Iterator[Tensor]:
+    """`total` normal values in float32, a few million at a time, none of them below float16's normal numbers.
+
+    Args:
+        total: values in all.
+        mean, std: of the distribution.
+        seed: of the draws.
+        adjust: alters drawn values in place.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, total, _CHUNK):
+        values = torch.randn(min(_CHUNK, total - start), generator=generator).mul_(std).add_(mean)
+        if adjust is not None:
+            adjust(values)
+        yield torch.where(values.abs() < _LEAST, torch.copysign(torch.tensor(_LEAST), values), values)
 
 
 def write_random(
@@ -29,6 +50,8 @@ def write_random(
     seed: int,
     report: Report | None,
     adjust: Callable[[str, tuple[int, ...], Tensor], None] | None = None,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Write the safetensors format: header length, header, then each tensor's bytes.
 
@@ -39,13 +62,18 @@ def write_random(
         seed: of all of them.
         report: called with (bytes written, bytes in all, tensor name) after each tensor.
         adjust: alters drawn values in place; a tensor that it alters must not exceed one chunk (4 Mi elements).
+        dtype: bfloat16 or float16.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
         integer = name.endswith("num_batches_tracked")
         begin, end = end, end + math.prod(shape) * (8 if integer else 2)
-        header[name] = {"dtype": "I64" if integer else "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": "I64" if integer else _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little"))
@@ -55,14 +83,8 @@ def write_random(
         if name.endswith("num_batches_tracked"):
             written += file.write((1).to_bytes(8, "little"))
         else:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            mean, std = moments(name, shape)
-            total = math.prod(shape)
-            for start in range(0, total, _CHUNK):
-                values = torch.randn(min(_CHUNK, total - start), generator=generator).mul_(std).add_(mean)
-                if adjust is not None:
-                    adjust(name, shape, values)
-                values = torch.where(values.abs() < _LEAST, torch.copysign(torch.tensor(_LEAST), values), values)
-                written += file.write(values.bfloat16().view(torch.uint8).numpy().tobytes())
+            change = None if adjust is None else partial(adjust, name, shape)
+            for values in random_pieces(math.prod(shape), *moments(name, shape), seed * 1_000_003 + index, change):
+                written += file.write(values.to(dtype).view(torch.uint8).numpy().tobytes())
         if report is not None:
             report(written, end, name)

@@ -77,7 +77,10 @@ SPECS: dict[str, SynthSpec] = {
     )
 }
 #: Checkpoints of other families, and the module whose `write` makes them.
-_OTHERS = {"qwen2-vl-2b": "edgevlm.zoo.synth_qwen2_vl"}
+_OTHERS = {
+    "qwen2-vl-2b": "edgevlm.zoo.synth_qwen2_vl",
+    "tinygpt-v": "edgevlm.zoo.synth_tinygptv",
+}
 NAMES = (*SPECS, *_OTHERS)
 _TINY = SynthSpec(
     encoder=FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(12, 24, 48, 96, 192), squeeze_channels=24),
