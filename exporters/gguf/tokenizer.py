@@ -25,6 +25,7 @@ PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
     (_QWEN2,): "qwen2",
     (_QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|"),): "llama-bpe",
     ("ByteLevel",): "gpt-2",
+    ("Digits", "ByteLevel"): "smollm",
 }
 
 
@@ -87,7 +88,10 @@ def _read_json(path: Path) -> Any:
 
 
 def _pre_tokenizer_key(pre_tokenizer: Any) -> tuple[str, ...]:
-    """The cutting rules of a `pre_tokenizer` entry, `ByteLevel` standing for its built-in GPT-2 expression."""
+    """The cutting rules of a `pre_tokenizer` entry.
+
+    `ByteLevel` stands for its built-in GPT-2 expression, `Digits` for each digit on its own.
+    """
     if not pre_tokenizer:
         return ()
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
@@ -95,6 +99,8 @@ def _pre_tokenizer_key(pre_tokenizer: Any) -> tuple[str, ...]:
     for step in steps:
         if step["type"] == "Split":
             key.append(step["pattern"].get("Regex", "") if step["behavior"] == "Isolated" else "")
+        elif step["type"] == "Digits":
+            key.append("Digits" if step["individual_digits"] else "")
         elif step["type"] != "ByteLevel" or step.get("add_prefix_space", True):
             key.append("")
         elif step.get("use_regex", True):

@@ -36,6 +36,28 @@ def test_llama_cpp_cuts_text_like_tokenizers(
     assert llama_tokenize(unicodedata.normalize("NFC", text)) == expected
 
 
+@pytest.fixture(scope="module")
+def smollm(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Tokenizer]]:
+    """SmolLM's way of cutting: each digit alone, then GPT-2's expression."""
+    out = tmp_path_factory.mktemp("smollm")
+
+    def change(data: dict[str, Any]) -> None:
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        steps = [{"type": "Digits", "individual_digits": True}, byte_level]
+        data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+
+    changed = altered(files, out, change)
+    export(make_model(QWEN2, changed), out, gguf_type="f16", progress=lambda *_: None)
+    with vocabulary(out / "model-f16.gguf") as tokenize:
+        yield tokenize, Tokenizer.from_file(str(changed["tokenizer.json"]))
+
+
+@pytest.mark.parametrize("text", [*CORPUS, "In 1969: 3.14159, 12 345 and x2y10", "½ of ²³ Ⅷ", "it's  '' can't"])
+def test_llama_cpp_cuts_text_like_smollm(smollm: tuple[Any, Tokenizer], text: str) -> None:
+    tokenize, expected = smollm
+    assert tokenize(unicodedata.normalize("NFC", text)) == expected.encode(text, add_special_tokens=False).ids
+
+
 def write(
     files: dict[str, Path], tmp_path: Path, rows: int = ROWS, prompt: PromptSpec | None = None
 ) -> gguf.GGUFReader:
