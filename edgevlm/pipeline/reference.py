@@ -11,7 +11,7 @@ import copy
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgevlm.models.decoder import KeyValue, join_axes, rotary_tables
@@ -32,12 +32,31 @@ def _float(module: nn.Module) -> nn.Module:
 
 
 @torch.inference_mode()
+class _Widened(nn.Module):
+    """Stands for a layer: it becomes float32 while it runs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._stored = (layer,)  # in a tuple, so that it is no submodule and stays as it is
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The layer's output."""
+        return _float(self._stored[0])(*inputs)  # type: ignore[no-any-return]
+
+
+def _float_by_layers(module: nn.Module) -> nn.Module:
+    """A float32 copy of a module whose layers are copied one at a time."""
+    stacks = [stack for stack in module.modules() if isinstance(stack, nn.ModuleList)]
+    memo: dict[int, nn.Module] = {id(layer): _Widened(layer) for stack in stacks for layer in stack}
+    return copy.deepcopy(module, memo).float()
+
+
 def image_features(model: VlmModel, images: list[Float32]) -> list[Float32]:
     """Pixels of each image's tiles `[T, 3, R, R]` to their features `[T, N, hidden]`, one tile at a time.
 
     An image's patches `[rows, columns, M, V]` become `[1, N, hidden]`.
     """
-    vision = _float(model.vision)
+    vision = _float_by_layers(model.vision)
     patches = model.spec.preprocess.patches
     if patches is not None:
         packed = [graph_inputs(image, patches) for image in images]

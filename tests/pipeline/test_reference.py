@@ -8,9 +8,11 @@ import torch
 from tiny import tiny_model
 
 from edgevlm.context import image_parts, segments, splice
+from edgevlm.models.vit import Vit
 from edgevlm.models.vlm import VlmModel
 from edgevlm.pipeline import reference
 from edgevlm.prompt import IMAGE_PLACEHOLDER
+from edgevlm.spec import VitSpec
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,19 @@ def test_weights_in_bfloat16_are_computed_in_float32(model: VlmModel) -> None:
     expected = half.vision.float()(torch.from_numpy(pixels)).numpy()
     (found,) = reference.image_features(half, [pixels])
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_tower_is_widened_one_layer_at_a_time() -> None:
+    spec = VitSpec(16, 24, 3, 2, patch_size=4, grid=2, norm_eps=1e-6)
+    torch.manual_seed(0)
+    tower = Vit(spec).bfloat16().requires_grad_(False)
+    wide = reference._float_by_layers(tower)
+    assert {name.split(".")[0] for name, _ in wide.named_parameters()} == {"patch", "positions"}
+    pixels = torch.rand(1, 3, 8, 8)
+    found = wide(pixels)
+    assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(found, tower.float()(pixels), atol=0, rtol=0)
 
 
 def test_the_image_stands_where_its_placeholder_is() -> None:
