@@ -1,11 +1,12 @@
 """Training of the nano models on a CPU: resumable, seeded, interruptible.
 
 In: a model's name, where the checkpoint goes, a seed and a working folder for the training state. Out: a checkpoint
-folder in the family's published layout with a model card. Two stages:
+folder in the family's published layout with a model card. The stages:
 
 1. `vision`: the encoder learns to say, for each of its tokens, what lies there (auxiliary heads, dropped later), on
    canvases fuller than any test scene. A CLIP-shaped one learns at the same time which caption belongs to which image.
-2. `answers`: the encoder rests; projector and decoder learn to answer, many questions behind each image. What a scene
+2. `align`, where the decoder comes from another model: the projector alone learns to speak to it.
+3. `answers`: the encoder rests; projector and decoder learn to answer, many questions behind each image. What a scene
    description knows is taught on the way: the projected tokens should look like the words for what they show; the nouns
    of a question should look at what they name; the end of the prompt should look at the nouns, and each of them should
    know where the things lie. Without this, relations and existence stay at chance for hours.
@@ -29,7 +30,7 @@ from edgevlm.zoo.card import model_card
 from edgevlm.zoo.evaluate import evaluate
 from edgevlm.zoo.families import family
 from edgevlm.zoo.publish import publish
-from edgevlm.zoo.trainer import STAGES, Settings, Trainer
+from edgevlm.zoo.trainer import Settings, Trainer
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ def _interrupts() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def run(trainer: Trainer, report: StepReport, until: str = STAGES[-1]) -> None:
-    """Train through stage `until`, saving to `state.pt` in the working folder and `<stage>.pt` after each stage.
+def run(trainer: Trainer, report: StepReport, until: str | None = None) -> None:
+    """Train through stage `until` (None: the last), saving to `state.pt` in the working folder, and after each stage to
+    `<stage>.pt`.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, once the state has been saved.
@@ -98,9 +100,9 @@ def run(trainer: Trainer, report: StepReport, until: str = STAGES[-1]) -> None:
                         )
                     )
             trainer.save(trainer.workdir / f"{trainer.stage}.pt")
-            if trainer.stage == until:
+            if trainer.stage in (until, settings.stages[-1]):
                 return
-            trainer.begin(STAGES[STAGES.index(trainer.stage) + 1])
+            trainer.begin(settings.stages[settings.stages.index(trainer.stage) + 1])
 
 
 def train_nano(
@@ -150,7 +152,7 @@ def train_nano(
 
     def tell(progress: Progress) -> None:
         if report is not None:
-            before = sum(settings.images[stage] for stage in STAGES[: STAGES.index(progress.stage)])
+            before = sum(settings.images[s] for s in settings.stages[: settings.stages.index(progress.stage)])
             report(before + progress.step * settings.batch[progress.stage], total, describe(progress))
 
     run(trainer, tell)

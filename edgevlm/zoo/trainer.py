@@ -41,7 +41,12 @@ from edgevlm.zoo.nano import NanoSpec, NanoVLM, initialise
 from edgevlm.zoo.scenes import sample
 from edgevlm.zoo.tokenizer import build_tokenizer
 
-STAGES = ("vision", "answers")
+# What learns in each stage, by the beginnings of the weights' names.
+TRAINED = {
+    "vision": ("vision.", "heads.", "features_norm.", "text."),
+    "align": ("projector.", "place.", "seen_place."),
+    "answers": ("projector.", "decoder.", "place.", "seen_place."),
+}
 CAPTIONED = 64
 _EMA_DECAY = 0.995
 _CONTRASTIVE_WEIGHT = 0.5
@@ -51,11 +56,13 @@ _POINTER_WEIGHT = 0.3
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training run is made of. Images are counted per stage; `pool` scenes are encoded once for `answers`.
+    """What a training run is made of.
 
     Attributes:
+        images: how many each stage sees; its keys are the stages, in their order.
+        pool: so many scenes are encoded once for the stages in which the encoder rests.
         clutter: half of the images have up to so many grey scribbles behind what matters.
-        decoder_start: the shipped model whose decoder the stage `answers` starts from; None for random weights.
+        decoder_start: the shipped model whose decoder this one starts from; None for random weights.
     """
 
     spec: NanoSpec
@@ -70,6 +77,10 @@ class Settings:
     clutter: int = 0
     decoder_start: str | None = None
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(self.images)
+
     def steps(self, stage: str) -> int:
         return self.images[stage] // self.batch[stage]
 
@@ -83,7 +94,7 @@ class Trainer:
         self.tokenizer: Tokenizer = build_tokenizer(settings.spec.decoder.vocab_size)
         self.model = NanoVLM(settings.spec)
         initialise(self.model, settings.seed)
-        self.stage, self.step = STAGES[0], 0
+        self.stage, self.step = settings.stages[0], 0
         self.seconds = 0.0
         self.average: dict[str, Tensor] = {}
         self.optimizer = self._new_optimizer()
@@ -129,17 +140,13 @@ class Trainer:
     def begin(self, stage: str) -> None:
         """Start `stage` from the averaged weights of the one before."""
         self.model.load_state_dict(self.average)
-        if stage == "answers" and self.settings.decoder_start is not None:
+        if self.stage == "vision" and self.settings.decoder_start is not None:
             start_decoder(self.model.decoder, self.settings.decoder_start)
         self.stage, self.step, self.average = stage, 0, {}
         self.optimizer = self._new_optimizer()
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
-        parts = {
-            "vision": ("vision.", "heads.", "features_norm.", "text."),
-            "answers": ("projector.", "decoder.", "place.", "seen_place."),
-        }[self.stage]
-        return {n: p for n, p in self.model.named_parameters() if n.startswith(parts)}
+        return {n: p for n, p in self.model.named_parameters() if n.startswith(TRAINED[self.stage])}
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         matrices: list[torch.nn.Parameter] = []
@@ -160,10 +167,12 @@ class Trainer:
         rate = settings.peak_rate[stage] * warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * self.step / steps)))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = {"vision": self._vision_loss, "answers": self._answers_loss}[stage]()
+        trained = self._trained()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        loss = self._vision_loss() if stage == "vision" else self._answers_loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        trained = self._trained()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         self.optimizer.step()
         self._update_average()
@@ -196,7 +205,7 @@ class Trainer:
         if not isinstance(vision, ClipVision) or text is None:
             return cell_loss(self.model.read(vision(images)), targets)
         features, summaries = vision.both(images)
-        rng = np.random.default_rng([settings.seed, STAGES.index("vision"), self.step])
+        rng = np.random.default_rng([settings.seed, 0, self.step])
         captions = [caption(scene, rng) for scene in scenes]
         said = text(*encode_captions(captions, self.tokenizer, text.spec))
         pairs = contrastive_loss(summaries, said, text.logit_scale)
@@ -205,8 +214,8 @@ class Trainer:
     def _answers_loss(self) -> Tensor:
         """Answers to fresh questions, the words of the visual tokens, and where the words of the questions look."""
         settings = self.settings
-        rng = np.random.default_rng([settings.seed, STAGES.index("answers"), self.step])
-        indices = [int(i) for i in rng.integers(settings.pool, size=settings.batch["answers"])]
+        rng = np.random.default_rng([settings.seed, settings.stages.index(self.stage), self.step])
+        indices = [int(i) for i in rng.integers(settings.pool, size=settings.batch[self.stage])]
         self.model.eval()
         scenes = self._encode_new(indices)
         packed = pack([questions_for(scene, rng) for scene in scenes], self.tokenizer, settings.spec.grid**2)

@@ -27,7 +27,7 @@ from edgevlm.zoo.publish import publish
 from edgevlm.zoo.scenes import scenes
 from edgevlm.zoo.tokenizer import build_tokenizer
 from edgevlm.zoo.train import run, train_nano
-from edgevlm.zoo.trainer import STAGES, Settings, Trainer, start_decoder
+from edgevlm.zoo.trainer import Settings, Trainer, start_decoder
 
 SPEC = NanoSpec(
     encoder=VitSpec(
@@ -71,8 +71,9 @@ SPEC = NanoSpec(
 )
 SETTINGS = Settings(
     spec=SPEC,
-    images={"vision": 8, "answers": 8},
-    batch=dict.fromkeys(STAGES, 2),
+    images={"vision": 8, "align": 4, "answers": 8},
+    batch={"vision": 2, "align": 2, "answers": 2},
+    peak_rate={"vision": 1e-3, "align": 1e-3, "answers": 1e-3},
     pool=4,
     validation_scenes=4,
     validate_every=4,
@@ -110,7 +111,7 @@ def test_a_resumed_run_ends_exactly_where_an_uninterrupted_one_does(tmp_path: Pa
 def test_both_towers_learn_first_and_rest_afterwards(tmp_path: Path) -> None:
     trainer = Trainer(SETTINGS, tmp_path)
     moved = {}
-    for stage in STAGES:
+    for stage in SETTINGS.stages:
         if stage != "vision":
             trainer.begin(stage)
         before = {name: value.clone() for name, value in trainer.model.named_parameters()}
@@ -118,6 +119,7 @@ def test_both_towers_learn_first_and_rest_afterwards(tmp_path: Path) -> None:
         moved[stage] = {name for name, v in trainer.model.named_parameters() if not torch.equal(v, before[name])}
     assert {"vision.vit.class_token", "vision.projection.weight", "text.logit_scale"} <= moved["vision"]
     assert {"vision.vit.patch.weight", "text.embed_tokens.weight"} <= moved["vision"]
+    assert {name.split(".")[0] for name in moved["align"]} == {"projector", "place", "seen_place"}
     assert {name.split(".")[0] for name in moved["answers"]} == {"projector", "decoder", "place", "seen_place"}
 
 

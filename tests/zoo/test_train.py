@@ -33,7 +33,7 @@ from edgevlm.zoo.publish import publish
 from edgevlm.zoo.scenes import Item, Question
 from edgevlm.zoo.tokenizer import build_tokenizer
 from edgevlm.zoo.train import Progress, run, train_nano
-from edgevlm.zoo.trainer import STAGES, Settings, Trainer
+from edgevlm.zoo.trainer import Settings, Trainer
 
 SPEC = NanoSpec(
     encoder=FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(8, 8, 16, 32, 32), squeeze_channels=8),
@@ -56,7 +56,7 @@ SPEC = NanoSpec(
 )
 SETTINGS = Settings(
     images={"vision": 8, "answers": 8},
-    batch=dict.fromkeys(STAGES, 2),
+    batch={"vision": 2, "answers": 2},
     pool=4,
     validation_scenes=4,
     validate_every=4,
@@ -83,14 +83,14 @@ def test_a_resumed_run_ends_exactly_where_an_uninterrupted_one_does(tmp_path: Pa
     run(resumed, reports.append)
     for name, value in whole.average.items():
         assert torch.equal(value, resumed.average[name]), name
-    assert [p.stage for p in reports[:2]] == list(STAGES)
+    assert [p.stage for p in reports[:2]] == list(SETTINGS.stages)
     assert all(p.scores for p in reports)
 
 
 def test_each_stage_moves_its_own_parts_only(tmp_path: Path) -> None:
     trainer = Trainer(SETTINGS, tmp_path)
     moved = {}
-    for stage in STAGES:
+    for stage in SETTINGS.stages:
         if stage != "vision":
             trainer.begin(stage)
         before = {name: value.clone() for name, value in trainer.model.named_parameters()}
@@ -125,7 +125,7 @@ def test_the_decoder_learns_an_answer(tmp_path: Path) -> None:
         logits, _, _ = model(image, packed.ids, packed.positions, packed.mask, packed.labels != IGNORE)
         loss = torch.nn.functional.cross_entropy(logits, labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] / 2
@@ -267,5 +267,5 @@ def test_training_ends_in_a_checkpoint_with_a_truthful_card(tmp_path: Path) -> N
     card = (tmp_path / "out" / "README.md").read_text()
     assert "is **not met**" in card
     assert "| all | 12 |" in card
-    assert [line.split()[0] for line in lines] == list(STAGES)
+    assert [line.split()[0] for line in lines] == list(SETTINGS.stages)
     assert "images/s" in lines[0]
