@@ -74,6 +74,18 @@ class Checkpoint:
             raise CheckpointError(f"a tensor cannot be read: {error}", f"{file}: {name}", _HINT) from error
         return tensor
 
+    def joined(self, other: Checkpoint) -> Checkpoint:
+        """The tensors of both, in the folder of this one.
+
+        Raises:
+            CheckpointError: a tensor is in both.
+        """
+        for name in self.files.keys() & other.files.keys():
+            raise CheckpointError(f"tensor {name} is in two files", f"{self.files[name]}, {other.files[name]}", _HINT)
+        return Checkpoint(
+            self.folder, self.shapes | other.shapes, self.files | other.files, self._pickled | other._pickled
+        )
+
     @property
     def sources(self) -> tuple[Path, ...]:
         """The weight files, each once, sorted."""

@@ -7,6 +7,7 @@ In: the raw configuration, nested (`text_config`) or the top level of a flat one
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from pydantic import Field
@@ -48,7 +49,9 @@ class _Llama3Rope(PublishedConfig):
     original_max_position_embeddings: int = Field(gt=0, le=1 << 24)
 
 
-def read_decoder(raw: dict[str, Any], kind: str, where: str, *, vocab_size: int, tied: bool) -> DecoderSpec:
+def read_decoder(
+    raw: dict[str, Any], kind: str, where: str, *, vocab_size: int, tied: bool, head_bias: bool = True
+) -> DecoderSpec:
     """The numbers of a decoder.
 
     Args:
@@ -57,6 +60,7 @@ def read_decoder(raw: dict[str, Any], kind: str, where: str, *, vocab_size: int,
         where: the file, for messages.
         vocab_size: rows of the embedding, read from its tensor.
         tied: the head is the embedding, by the data.
+        head_bias: Phi's head has a bias, by the data; inside transformers' LLaVA it has none.
 
     Raises:
         CheckpointError: a field has a value that does not fit, or asks for what is not supported.
@@ -65,7 +69,10 @@ def read_decoder(raw: dict[str, Any], kind: str, where: str, *, vocab_size: int,
     require(raw, "layer_types", _full_attention(raw), where)
     if kind == "phi":
         require(raw, "qk_layernorm", (False,), where)
-        return phi_decoder(read_phi_config({"num_attention_heads": 32, **raw, "model_type": "phi"}, where), vocab_size)
+        # The flag is overwritten because nested configurations hold it whatever the data say.
+        fields = {"num_attention_heads": 32, **raw, "model_type": "phi", "tie_word_embeddings": False}
+        decoder = phi_decoder(read_phi_config(fields, where), vocab_size)
+        return dataclasses.replace(decoder, tied_embeddings=tied, head_bias=head_bias)
     if kind not in ("llama", "qwen2"):
         raise CheckpointError(
             f"text model type {kind!r:.60} is not supported", where, f"known: {', '.join(TEXT_TYPES)}"

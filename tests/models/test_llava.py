@@ -1,0 +1,338 @@
+"""LLaVA-1.5 against transformers, in every layout."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from llama_tokenizer import build_llama_tokenizer
+from safetensors.torch import load_file, save_file
+from tiled_models import QUESTIONS, TEXT, Oracle, check_bundle, check_run, fast_tokenizer, randomise
+
+from edgevlm import pipeline
+from edgevlm.errors import CheckpointError
+from edgevlm.models import load
+from edgevlm.models.conversations import VICUNA_SYSTEM
+from edgevlm.models.llava import current_name, ir_name, read_encoder, read_spec
+from edgevlm.models.loading import build_checked, named_tensors
+from edgevlm.models.tokenizer_files import TokenizerFacts
+from edgevlm.models.vlm import VlmModel
+from edgevlm.recipe import Recipe
+
+SIZE, PATCH = 32, 8
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": SIZE,
+    "patch_size": PATCH,
+}
+#: `vicuna_v1` as transformers renders it, the tokens between which differ by tokenizer.
+VICUNA = (
+    "{start}" + VICUNA_SYSTEM + " {% for message in messages %}{{ message['role'] | upper }}: "
+    "{% for line in message['content'] %}{% if line['type'] == 'image' %}{{ '<image>\n' }}"
+    "{% else %}{{ line['text'] }}{% endif %}{% endfor %} {% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+CHATML = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{% for line in message['content'] %}{% if line['type'] == 'image' %}"
+    "{{ '<image>\n' }}{% else %}{{ line['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEMPLATES = {"llama": VICUNA.replace("{start}", "<s>"), "qwen2": CHATML, "phi": CHATML}
+LAYOUT = Path(__file__).parents[1] / "data" / "layouts" / "hf_llava15_7b.json"
+
+
+def llama_tokenizer(folder: Path) -> Any:
+    """Llama's tokenizer, as a file and for transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    backend = build_llama_tokenizer()
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 512}))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def text_config(kind: str) -> dict[str, Any]:
+    if kind == "phi":
+        return {"model_type": "phi", **TEXT, "num_key_value_heads": 4}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2} if kind == "llama" else {}
+    return {"model_type": kind, **TEXT, **ends}
+
+
+def make(folder: Path, kind: str, tower: str = "clip", *, pad: bool = False, seed: int = 0, **config: Any) -> Oracle:
+    """A checkpoint as transformers writes it, with its processor files."""
+    tokenizer = llama_tokenizer(folder) if kind == "llama" else fast_tokenizer(folder, ())
+    from transformers import (
+        CLIPVisionConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        SiglipVisionConfig,
+    )
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    strategy = config.get("vision_feature_select_strategy", "default")
+    vision: Any = CLIPVisionConfig(**VISION) if tower == "clip" else SiglipVisionConfig(**VISION)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=text_config(kind),
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            **config,
+        )
+    )
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    if tower == "clip":
+        edges: dict[str, int] = {"shortest_edge": SIZE}
+        images: Any = LlavaImageProcessorPil(size=edges, crop_size={"height": SIZE, "width": SIZE}, do_pad=pad)
+    else:
+        images = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    processor = LlavaProcessor(images, tokenizer, PATCH, strategy, num_additional_image_tokens=int(tower == "clip"))
+    processor.save_pretrained(folder)
+    return Oracle(folder, model, processor)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    return make(tmp_path_factory.mktemp("llava"), "llama", seed=5)
+
+
+@pytest.mark.parametrize("sizes", QUESTIONS.values(), ids=QUESTIONS)
+def test_llava_equals_transformers(sizes: list[tuple[int, int]], llava: Oracle) -> None:
+    check_run(llava, load(llava.folder), TEMPLATES["llama"], sizes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tower", "config"),
+    [
+        ("qwen2", "siglip", {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}),
+        ("phi", "clip", {"vision_feature_layer": 1, "vision_feature_select_strategy": "full"}),
+        ("phi", "siglip", {"vision_feature_select_strategy": "full"}),
+    ],
+)
+def test_other_towers_and_decoders_equal_transformers(
+    kind: str, tower: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    oracle = make(tmp_path, kind, tower, **config)
+    check_run(oracle, load(tmp_path), TEMPLATES[kind], QUESTIONS["two"])
+
+
+@pytest.mark.parametrize("sizes", QUESTIONS.values(), ids=QUESTIONS)
+def test_padding_in_the_mean_colour_equals_transformers(sizes: list[tuple[int, int]], tmp_path: Path) -> None:
+    oracle = make(tmp_path, "llama", pad=True)
+    model = load(tmp_path)
+    assert model.spec.preprocess.fit == "pad"
+    assert model.spec.preprocess.pad_colour == (122, 116, 104)
+    check_run(oracle, model, TEMPLATES["llama"], sizes)
+
+
+@pytest.mark.parametrize("form", ["onnx", "gguf"])
+def test_bundles_answer_like_transformers(form: Any, llava: Oracle, tmp_path: Path) -> None:
+    recipe = Recipe(model=str(llava.folder), format=form, precision="fp32")
+    pipeline.compile_recipe(recipe, tmp_path / "out", progress=lambda *_: None)
+    check_bundle(llava, tmp_path / "out", TEMPLATES["llama"])
+
+
+def test_every_published_tensor_is_accepted(tmp_path: Path) -> None:
+    """With the fields that the hub's `config.json` leaves out, since they are the defaults."""
+    layout = {name: tuple(shape) for name, shape in json.loads(LAYOUT.read_text()).items()}
+    config = {
+        "model_type": "llava",
+        "image_token_index": 32000,
+        "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+        "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096},
+    }
+    encoder = read_encoder(config, "config.json")
+    names = named_tensors(layout, lambda name: ir_name(name, encoder), "")
+    shapes = {name: layout[published] for name, published in names.items()}
+    tokenizer = TokenizerFacts({}, {"<s>": 1, "</s>": 2, "<image>": 32000}, 32002, (2,), "unknown")
+    spec = read_spec(tmp_path, config, shapes, tied=False, tokenizer=tokenizer)
+    vision, decoder = build_checked(spec, shapes, names, "layout")
+    assert spec.vision.image_tokens == 576
+    assert spec.decoder.vocab_size == 32064
+    assert (spec.prompt.bos_token_id, spec.prompt.stop_token_ids) == (1, (2,))
+    parameters = sum(p.numel() for module in (vision, decoder) for p in module.parameters())
+    # One of 24 layers and the norm behind them are not used.
+    unused = sum(math.prod(layout[name]) for name in layout if name not in names.values())
+    assert parameters == 7_063_427_072 - unused
+
+
+def copied(oracle: Oracle, folder: Path) -> Path:
+    shutil.copytree(oracle.folder, folder, dirs_exist_ok=True)
+    return folder
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def older_hub_name(name: str) -> str:
+    """As checkpoints from before transformers 4.52 have it (models specification, 4.2)."""
+    name = re.sub(r"^lm_head\.", "language_model.lm_head.", name)
+    name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
+    return re.sub(r"^model\.(vision_tower\.)", r"\1vision_model.", name).removeprefix("model.")
+
+
+def original_name(name: str) -> str:
+    """As the LLaVA code base has it."""
+    name = re.sub(r"^model\.language_model\.", "model.", name)
+    name = re.sub(r"^model\.vision_tower\.", "model.vision_tower.vision_tower.vision_model.", name)
+    match = re.fullmatch(r"model\.multi_modal_projector\.linear_([12])\.(.+)", name)
+    return f"model.mm_projector.{2 * int(match[1]) - 2}.{match[2]}" if match else name
+
+
+def same_model(found: VlmModel, expected: VlmModel) -> None:
+    for part in ("vision", "decoder"):
+        theirs = getattr(expected, part).state_dict()
+        ours = getattr(found, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert found.spec.vision == expected.spec.vision
+    assert found.spec.decoder == expected.spec.decoder
+    assert found.spec.prompt == expected.spec.prompt
+
+
+def rename(folder: Path, change: Callable[[str], str]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {change(current_name(name)): value for name, value in tensors.items()}
+    assert len(renamed) == len(tensors)
+    save_file(renamed, folder / "model.safetensors")
+
+
+def test_the_older_hub_layout_is_the_same_model(llava: Oracle, tmp_path: Path) -> None:
+    folder = copied(llava, tmp_path)
+    rename(folder, lambda name: older_hub_name(name.replace("vision_model.", "")))
+    processor = json.loads((folder / "processor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor.pop("image_processor")))
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    found, expected = load(folder), load(llava.folder)
+    same_model(found, expected)
+    assert found.spec.preprocess == expected.spec.preprocess
+
+
+def as_original(llava: Oracle, folder: Path) -> Path:
+    """The checkpoint as the LLaVA code base would write it, tower inside."""
+    copied(llava, folder)
+    rename(folder, lambda name: original_name(name.replace("vision_model.", "")))
+    config = json.loads((folder / "config.json").read_text())
+    flat = {
+        **config["text_config"],
+        "model_type": "llava_llama",
+        "mm_vision_tower": "openai/clip-vit-tiny",
+        "mm_hidden_size": VISION["hidden_size"],
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "image_aspect_ratio": "pad",
+        "mm_use_im_start_end": False,
+    }
+    (folder / "config.json").write_text(json.dumps(flat))
+    (folder / "processor_config.json").unlink()
+    tower = folder / "vision_tower"
+    tower.mkdir()
+    (tower / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": config["vision_config"]}))
+    (tower / "preprocessor_config.json").write_text(json.dumps({"crop_size": SIZE, "size": SIZE, "resample": 3}))
+    return folder
+
+
+def without_tower(folder: Path) -> None:
+    """Move the tower's weights into the subfolder, as a CLIP checkpoint."""
+    tensors = load_file(folder / "model.safetensors")
+    prefix = "model.vision_tower.vision_tower."
+    tower = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    tower["text_model.embeddings.token_embedding.weight"] = torch.zeros(2, 2)
+    tower["logit_scale"] = torch.zeros(())
+    save_file({name: value for name, value in tensors.items() if prefix not in name}, folder / "model.safetensors")
+    save_file(tower, folder / "vision_tower" / "model.safetensors")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_original_layout_is_the_same_model(inside: bool, llava: Oracle, tmp_path: Path) -> None:
+    folder = as_original(llava, tmp_path)
+    if not inside:
+        without_tower(folder)
+    found = load(folder)
+    same_model(found, load(llava.folder))
+    assert found.spec.preprocess.fit == "pad"
+    assert found.spec.preprocess.pad_colour == (122, 116, 104)
+    assert (folder / "vision_tower" / "model.safetensors" in found.sources) is not inside
+
+
+def test_a_missing_tower_is_asked_for_by_name(llava: Oracle, tmp_path: Path) -> None:
+    folder = as_original(llava, tmp_path)
+    without_tower(folder)
+    shutil.rmtree(folder / "vision_tower")
+    with pytest.raises(CheckpointError, match="mm_vision_tower 'openai/clip-vit-tiny' is not known"):
+        load(folder)
+    edit(folder / "config.json", mm_vision_tower="openai/clip-vit-large-patch14-336", mm_hidden_size=1024)
+    with pytest.raises(CheckpointError, match="weights of the vision tower") as caught:
+        load(folder)
+    assert "download openai/clip-vit-large-patch14-336 into a subfolder vision_tower/" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mm_projector_type": "mlp3x_gelu"}, "mm_projector_type 'mlp3x_gelu'"),
+        ({"mm_use_im_start_end": True}, "mm_use_im_start_end True"),
+        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
+        ({"mm_patch_merge_type": "spatial_unpad"}, "mm_patch_merge_type"),
+        ({"mm_hidden_size": 48}, "mm_hidden_size 48"),
+        ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature"),
+        ({"attention_bias": True}, "attention_bias True"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": None}, "rope scaling 'linear'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+)
+def test_original_configurations_that_ask_for_more_are_refused(
+    change: dict[str, Any], message: str, llava: Oracle, tmp_path: Path
+) -> None:
+    folder = as_original(llava, tmp_path)
+    edit(folder / "config.json", **change)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"vision_feature_layer": [-2, -5]}, "vision_feature_layer"),
+        ("config.json", {"projector_hidden_act": "relu"}, "projector_hidden_act 'relu'"),
+        ("config.json", {"image_seq_length": 17}, "image_seq_length 17"),
+        ("config.json", {"image_token_index": 7}, "image_token_index is 7, but <image> is token"),
+        ("config.json", {"vision_feature_select_strategy": "full"}, "is 'default' here, but .* 'full'"),
+        ("processor_config.json", {"patch_size": 14}, "patch_size is 14 here, but config.json amounts to 8"),
+        ("processor_config.json", {"num_additional_image_tokens": 0}, "num_additional_image_tokens is 0 here"),
+        ("image_processor", {"crop_size": {"height": 48, "width": 48}}, "image size is 48 here, but .* 32"),
+        ("image_processor", {"size": {"shortest_edge": 224}}, "image size is 224 here, but .* 32"),
+        ("image_processor", {"rescale_factor": 1.0}, "rescale_factor"),
+        ("image_processor", {"do_center_crop": False}, "shortest_edge without do_center_crop"),
+    ],
+)
+def test_files_that_contradict_each_other_are_refused(
+    file: str, change: dict[str, Any], message: str, llava: Oracle, tmp_path: Path
+) -> None:
+    folder = copied(llava, tmp_path)
+    if file == "image_processor":
+        processor = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+        file, change = "processor_config.json", {"image_processor": {**processor, **change}}
+    edit(folder / file, **change)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_siglips_first_patch_is_not_dropped_silently(tmp_path: Path) -> None:
+    make(tmp_path, "qwen2", "siglip", vision_feature_select_strategy="full")
+    edit(tmp_path / "config.json", vision_feature_select_strategy="default")
+    with pytest.raises(CheckpointError, match="drops SigLIP's first patch"):
+        load(tmp_path)
