@@ -29,7 +29,7 @@ from edgevlm.exporters.base import Precision, Progress
 from edgevlm.imageio import load_image
 from edgevlm.models.vlm import VlmModel
 from edgevlm.pipeline import reference
-from edgevlm.pipeline.footprint import release
+from edgevlm.models.footprint import release
 from edgevlm.preprocess import PreparedImage, normalise, prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.recipe import VerifyThresholds

@@ -24,6 +24,7 @@ from edgevlm.exporters.onnx.fusion import export_fusion
 from edgevlm.exporters.onnx.graph import Graph
 from edgevlm.exporters.onnx.table import StoredTable, build_embedding, write_table
 from edgevlm.exporters.onnx.vision import export_vision
+from edgevlm.models.footprint import release
 from edgevlm.models.fusion import Fusion
 from edgevlm.models.vlm import VlmModel
 from edgevlm.quant.schemes import Precision, scheme_for, store
@@ -46,7 +47,7 @@ def export(
     """Write the files into `out`, an existing folder.
 
     Args:
-        model: its weights may be memory-mapped; they are converted one at a time.
+        model: its weights may be memory-mapped; they are converted one at a time, and let go of layer by layer.
         precision: of the decoder, its embedding and the fusion.
         vision_precision: storage of the vision tower; it computes in float32.
         progress: called with weights done, weights in all, and what is being written.
@@ -127,6 +128,7 @@ def _export_vision(model: VlmModel, folder: Path, precision: Precision, steps: _
     with ExternalData(folder / layout.data_file(layout.VISION, precision)) as data:
         weight_bytes = export_vision(model.vision, model.spec.vision.image_size, precision, path, data)
     weights = weights_of(model.vision)
+    release(model.vision)
     steps.after("vision tower", weights)
     return _artifacts("vision", layout.VISION, precision, weights, weight_bytes)
 
@@ -143,6 +145,7 @@ def _export_fusion(model: VlmModel, folder: Path, precision: Precision, steps: _
     with ExternalData(folder / layout.data_file(layout.FUSION, precision)) as data:
         weight_bytes = export_fusion(model.fusion, model.spec.vision.image_tokens, precision, path, data)
     weights = weights_of(model.fusion)
+    release(model.fusion)
     steps.after("fusion", weights)
     return _artifacts("fusion", layout.FUSION, precision, weights, weight_bytes)
 
@@ -158,6 +161,7 @@ def _export_embedding(
         graph = Graph(layout.EMBEDDING, data)
         build_embedding(graph, table, model.spec.prompt.image_token_id)
     graph.save(folder / layout.graph_file(layout.EMBEDDING, precision))
+    release(model.decoder.embed_tokens)
     steps.after("token embedding", weight.numel())
     return table, _artifacts("embed", layout.EMBEDDING, precision, weight.numel(), table.weight_bytes)
 
@@ -172,9 +176,11 @@ def _export_decoder(
         x, normed = builder.begin()
         for index, layer in enumerate(decoder.layers):
             x, normed = builder.layer(index, x, normed)
+            release(layer)
             steps.after(f"decoder layer {index + 1} of {len(decoder.layers)}", weights_of(layer))
         builder.head(normed, table)
     graph.save(folder / layout.graph_file(layout.DECODER, precision))
+    release(decoder)
     steps.after("decoder head", steps.total - steps.done)
     weights = weights_of(decoder) - decoder.embed_tokens.weight.numel()
     return _artifacts("decoder", layout.DECODER, precision, weights, graph.weight_bytes)

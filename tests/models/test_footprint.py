@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from edgevlm.pipeline.footprint import release
+from edgevlm.models.footprint import release
 
 
 def file_system(folder: Path) -> str:

@@ -1,8 +1,8 @@
-"""Give memory back to the system while another process needs it.
+"""Give memory back to the system that is not needed for now.
 
-Memory-mapped weights that were read stay resident, and freed heap stays with the process, until somebody asks. Before a
-child process loads the exported bundle, the parent lets go of both: weights come back from the page cache when they are
-read again. Where the system knows no such request, nothing happens.
+Memory-mapped weights that were read stay resident, and freed heap stays with the process, until somebody asks. An
+exporter lets go of what it has written, and before a child process loads the exported bundle the parent lets go of all:
+mapped weights are read again where they are needed again. Where the system knows no such request, nothing happens.
 """
 
 from __future__ import annotations
