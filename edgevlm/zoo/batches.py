@@ -21,6 +21,8 @@ from edgevlm.zoo.tokenizer import SYSTEM_PROMPT
 # How often one image is asked each type: what a decoder learns slowly is asked more often.
 QUESTIONS_PER_IMAGE = {"colour": 1, "shape": 1, "count": 1, "relation": 3, "existence": 3, "number": 1}
 IGNORE = -100
+# Cells whose middle is within so much of a shape's size from its centre lie inside it, whatever the shape.
+_CORE = 0.35
 # Streams of random numbers within the training split: dense canvases, scenes to train on, and the held-out slice.
 DENSE_STREAM, SCENE_STREAM, VALIDATION_STREAM = 1_000, 2_000, 3_000
 
@@ -87,11 +89,16 @@ def describe_scene(
 
 
 def cell_targets(scenes: list[Scene], grid: int) -> CellTargets:
-    """Targets of the auxiliary heads: the cell that holds the centre of a shape or digit answers for it."""
+    """Targets of the auxiliary heads: the cell that holds the centre of a shape or digit answers for it.
+
+    Other cells well inside a shape also name its shape and colour: on a fine grid, most of what can be learned from it.
+    """
     shape = (len(scenes), grid * grid)
     kind = torch.zeros(shape, dtype=torch.long)
     rest = {name: torch.full(shape, IGNORE) for name in ("shape", "colour", "digit", "place")}
     centre = torch.zeros(*shape, 2)
+    side = (torch.arange(grid) + 0.5) / grid
+    middles = torch.cartesian_prod(side, side).flip(-1)
     for row, scene in enumerate(scenes):
 
         def cell(x: float, y: float, scene: Scene = scene, row: int = row) -> int:
@@ -103,8 +110,12 @@ def cell_targets(scenes: list[Scene], grid: int) -> CellTargets:
         for item in scene.objects:
             index = cell(item.x, item.y)
             kind[row, index] = 1
-            rest["shape"][row, index] = SHAPES.index(item.shape)
-            rest["colour"][row, index] = list(COLOURS).index(item.colour)
+            inside = (middles - torch.tensor([item.x, item.y]) / scene.size).norm(
+                dim=-1
+            ) < _CORE * item.size / scene.size
+            inside[index] = True
+            rest["shape"][row, inside] = SHAPES.index(item.shape)
+            rest["colour"][row, inside] = list(COLOURS).index(item.colour)
         for plate in scene.plates:
             for position, digit in enumerate(plate.text):
                 index = cell(*plate.digit_centre(position))
