@@ -172,7 +172,7 @@ def check_run(oracle: Oracle, model: VlmModel, template: str, sizes: Sequence[tu
 def check_bundle(oracle: Oracle, bundle: Path, template: str) -> None:
     """A bundle's session answers with transformers' greedy tokens, whatever the images."""
     answers = []
-    with load_session(bundle, context_length=512) as session:
+    with load_session(bundle, vision_engine="onnxruntime", context_length=512) as session:
         for sizes in QUESTIONS.values():
             images = pictures(sizes)
             expected, margin = expected_answer(oracle, expected_inputs(oracle, template, QUESTION, images))

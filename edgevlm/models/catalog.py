@@ -76,6 +76,18 @@ CATALOG = (
         ),
         formats=("onnx", "gguf"),
     ),
+    Family(
+        name="llava_onevision",
+        title="LLaVA-OneVision (SigLIP + Qwen2)",
+        checkpoints=(
+            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+            "llava-hf/llava-onevision-qwen2-0.5b-si-hf",
+            "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+            "llava-hf/llava-onevision-qwen2-7b-si-hf",
+            "llava-hf/llava-onevision-qwen2-7b-ov-chat-hf",
+        ),
+        formats=("onnx", "gguf"),
+    ),
 )
 
 

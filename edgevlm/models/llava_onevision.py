@@ -1,0 +1,241 @@
+"""LLaVA-OneVision (arXiv 2408.03326): SigLIP, a two-layer projector, and Qwen2.
+
+An image is seen whole and as tiles of the canvas that suits it best. The tiles' features are laid out as one map,
+without padding, and each row of it ends with the learned `image_newline`; several images in one question are seen whole
+alone. Video is not read.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from edgevlm.errors import CheckpointError
+from edgevlm.models import llava
+from edgevlm.models.checkpoint import open_checkpoint
+from edgevlm.models.configs import PublishedConfig, require, section, validated
+from edgevlm.models.loading import HEAD, assemble, is_tied, named_tensors, vocabulary_rows
+from edgevlm.models.processor_files import (
+    ImageProcessorConfig,
+    ProcessorFiles,
+    check_pixels,
+    disagree,
+    read_processor_files,
+)
+from edgevlm.models.text_config import configured_stops, read_decoder
+from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
+from edgevlm.models.vit_names import image_size, read_vit
+from edgevlm.models.vlm import VlmModel
+from edgevlm.spec import (
+    AnyresTiles,
+    MlpProjectorSpec,
+    ModelSpec,
+    PreprocessSpec,
+    PromptSpec,
+    RowsLayout,
+    VisionSpec,
+    VitSpec,
+)
+
+MODEL_TYPES = ("llava_onevision",)
+IMAGE_MARKER = "<image>"
+#: The published conversation: a space after the role, no line break after a turn, text on a line of its own.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+    "{% if not message['content'].startswith('<image>') %}\n{% endif %}{{ message['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: Canvases of up to six by six tiles of 384 pixels, transformers' default.
+PINPOINTS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
+
+_NEWLINES = ("image_newline", "model.image_newline")
+#: What transformers takes for the tower where `vision_config` is absent.
+_TOWER = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+_MOST_CANVASES = 256
+
+
+class _Config(PublishedConfig):
+    """The fields of `config.json` beside the nested ones."""
+
+    image_token_index: int | None = Field(default=None, ge=0)
+    vision_feature_layer: int = -1
+    vision_feature_select_strategy: Literal["full"] = "full"
+    vision_aspect_ratio: str = "anyres_max_9"
+    image_grid_pinpoints: tuple[tuple[int, int], ...] = PINPOINTS
+
+
+class _Size(PublishedConfig):
+    height: int
+    width: int
+
+
+class _ImageProcessor(ImageProcessorConfig):
+    resample: Literal[1, 2, 3] = 3
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    size: _Size | None = None
+    do_center_crop: Literal[False] = False
+    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
+
+
+def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
+    """Load a LLaVA-OneVision checkpoint; tensors stay memory-mapped.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or mis-shaped, or the configuration does not fit.
+    """
+    checkpoint, tokenizer = open_checkpoint(folder), tokenizer_facts(folder)
+    encoder = read_encoder(raw, str(folder / "config.json"))
+    names = named_tensors(checkpoint.shapes, lambda name: ir_name(name, encoder), str(folder))
+    tied = is_tied(checkpoint, names)
+    if tied:
+        names.pop(HEAD, None)
+    shapes = {name: checkpoint.shapes[published] for name, published in names.items()}
+    spec = read_spec(folder, raw, shapes, tied=tied, tokenizer=tokenizer)
+    newline = newline_name(checkpoint.shapes, spec.decoder.hidden_size, str(folder))
+    return assemble(spec, checkpoint, names, tokenizer, image_newline=newline)
+
+
+def ir_name(published: str, encoder: VitSpec) -> str | None:
+    """A tensor name of any transformers layout as the IR's; None for what is no part of a module.
+
+    Raises:
+        CheckpointError: LLaVA-OneVision has no such tensor.
+    """
+    return None if published in _NEWLINES else llava.ir_name(published, encoder)
+
+
+def newline_name(shapes: dict[str, tuple[int, ...]], hidden_size: int, where: str) -> str:
+    """The published name of `image_newline`.
+
+    Raises:
+        CheckpointError: it is missing or has another shape.
+    """
+    found = next((name for name in _NEWLINES if name in shapes), None)
+    if found is None:
+        raise CheckpointError("tensor image_newline is missing", where, "download the checkpoint again")
+    if shapes[found] != (hidden_size,):
+        raise CheckpointError(f"tensor {found} has shape {list(shapes[found])} instead of {[hidden_size]}", where)
+    return found
+
+
+def read_encoder(raw: dict[str, Any], where: str) -> VitSpec:
+    """The vision tower's numbers, as far as its features are taken.
+
+    Raises:
+        CheckpointError: a field has a value that does not fit, or it is no SigLIP.
+    """
+    config, tower = validated(_Config, raw, where), _tower(raw, where)
+    encoder = read_vit(tower, where, feature_layer=config.vision_feature_layer)
+    if encoder.class_token:
+        raise CheckpointError("config.json: a vision tower with a class token is not supported", where)
+    return encoder
+
+
+def read_spec(
+    folder: Path, raw: dict[str, Any], shapes: dict[str, tuple[int, ...]], *, tied: bool, tokenizer: TokenizerFacts
+) -> ModelSpec:
+    """The spec from configuration, tensor shapes (IR names), processor files and tokenizer.
+
+    Raises:
+        CheckpointError: a field is missing, has a value that does not fit, or asks for what is not supported; or a
+            processor file contradicts `config.json`.
+    """
+    file = str(folder / "config.json")
+    require(raw, "projector_hidden_act", ("gelu",), file)
+    require(raw, "multimodal_projector_bias", (True,), file)
+    config, text = validated(_Config, raw, file), section(raw, "text_config", file)
+    encoder, side = read_encoder(raw, file), image_size(_tower(raw, file), file)
+    budget = re.fullmatch(r"anyres_max_([1-9]\d?)", config.vision_aspect_ratio)
+    if budget is None:
+        raise CheckpointError(
+            f"config.json: vision_aspect_ratio {config.vision_aspect_ratio!r:.60} is not supported",
+            file,
+            "supported: anyres_max_9 and the like",
+        )
+    tokens, files = encoder.grid**2, read_processor_files(folder)
+    files.agree("num_image_tokens", tokens)
+    files.agree("vision_feature_select_strategy", config.vision_feature_select_strategy)
+    files.agree("vision_aspect_ratio", config.vision_aspect_ratio)
+    rows = vocabulary_rows(shapes, str(folder))
+    decoder = read_decoder(text, text.get("model_type", "qwen2"), file, vocab_size=rows, tied=tied)
+    return ModelSpec(
+        family="llava_onevision",
+        name=folder.resolve().name,
+        vision=VisionSpec(encoder, MlpProjectorSpec(decoder.hidden_size), side, tokens),
+        decoder=decoder,
+        preprocess=read_preprocessing(files, config.image_grid_pinpoints, side, file),
+        prompt=_prompt(config, text, tokenizer, folder, int(budget[1])),
+        model_type="llava_onevision",
+        model_class="LlavaOnevisionForConditionalGeneration",
+        licence=tokenizer.licence,
+    )
+
+
+def read_preprocessing(
+    files: ProcessorFiles, pinpoints: tuple[tuple[int, int], ...], side: int, where: str
+) -> PreprocessSpec:
+    """How images become tiles of `side` pixels.
+
+    Args:
+        files: the processor files.
+        pinpoints: the canvases of `config.json`.
+        side: of the tower's input, in pixels.
+        where: `config.json`, for messages.
+
+    Raises:
+        CheckpointError: the processor contradicts the configuration, or a canvas is not made of whole tiles.
+    """
+    raw = {key: value for key, value in files.image.items() if value is not None}
+    config = validated(_ImageProcessor, raw, files.image_where)
+    check_pixels(config, files.image_where)
+    if config.size is not None:
+        disagree("size", (config.size.height, config.size.width), (side, side), files.image_where)
+    disagree("image_grid_pinpoints", config.image_grid_pinpoints, pinpoints, files.image_where)
+    for height, width in pinpoints:
+        if not (0 < height <= 1 << 14 and 0 < width <= 1 << 14) or height % side or width % side:
+            raise CheckpointError(
+                f"config.json: image_grid_pinpoints has {height} x {width}, which tiles of {side} do not fill", where
+            )
+    if not 0 < len(pinpoints) <= _MOST_CANVASES:
+        raise CheckpointError(f"config.json: image_grid_pinpoints has {len(pinpoints)} entries", where)
+    red, green, blue = (int(value * 255) for value in config.image_mean)
+    return PreprocessSpec(
+        side, "pad", (red, green, blue), config.filter, config.image_mean, config.image_std, AnyresTiles(pinpoints)
+    )
+
+
+def _tower(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    return section(raw, "vision_config", where) or dict(_TOWER)
+
+
+def _prompt(
+    config: _Config, text: dict[str, Any], tokenizer: TokenizerFacts, folder: Path, max_tiles: int
+) -> PromptSpec:
+    for token in (IMAGE_MARKER, "<|im_start|>", "<|im_end|>"):
+        if token not in tokenizer.added:
+            raise CheckpointError(
+                f"tokenizer.json has no token {token}", str(folder / "tokenizer.json"), "download the checkpoint again"
+            )
+    image_id = tokenizer.added[IMAGE_MARKER]
+    require(vars(config), "image_token_index", (image_id,), str(folder / "config.json"))
+    return PromptSpec(
+        chat_template=CHAT_TEMPLATE,
+        image_marker=IMAGE_MARKER,
+        image_token_id=image_id,
+        stop_token_ids=tokenizer.stop_ids(("<|im_end|>", "<|endoftext|>"), configured_stops(text)),
+        image_text=IMAGE_MARKER,
+        after_images="\n",
+        image_layout=RowsLayout(max_tiles),
+    )
