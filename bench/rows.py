@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
 from edgevlm.bench.baseline import Reference
 from edgevlm.bench.plan import Work
 from edgevlm.bench.report import File, Parity, Row
 from edgevlm.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is known of a bundle or model; of one that was not exported, nothing of its files."""
+
+    path: Path
+    model: str
+    format: str
+    licence: str = ""
+    total_bytes: int | None = None
+    bits_per_weight: float | None = None
+    parameters: int | None = None
+    files: list[File] = field(default_factory=list)
+    parity: list[Parity] = field(default_factory=list)
 
 
 def describe(work: Work) -> Row:
@@ -19,58 +38,53 @@ def _bundle(work: Work, bundle: Bundle) -> Row:
     manifest = bundle.manifest
     parameters = sum(entry.parameters for entry in manifest.artifacts)
     bits = sum(entry.parameters * entry.bits_per_weight for entry in manifest.artifacts)
-    return Row(
-        name=work.name,
-        kind="bundle",
-        path=str(bundle.path),
-        status="skipped",
-        reason="not measured",
-        failed_stage="",
+    files = [
+        File(
+            path=entry.path,
+            role=entry.role,
+            format=entry.format,
+            precision=entry.precision,
+            bytes=entry.bytes,
+            sha256=entry.sha256,
+            bits_per_weight=entry.bits_per_weight if entry.parameters else None,
+            parameters=entry.parameters,
+        )
+        for entry in manifest.artifacts
+    ]
+    about = _About(
+        path=bundle.path,
         model=manifest.name,
         format=manifest.format,
         licence=manifest.licence,
         total_bytes=bundle.total_bytes,
         bits_per_weight=bits / parameters if parameters else None,
         parameters=parameters or None,
-        files=[
-            File(
-                path=entry.path,
-                role=entry.role,
-                format=entry.format,
-                precision=entry.precision,
-                bytes=entry.bytes,
-                sha256=entry.sha256,
-                bits_per_weight=entry.bits_per_weight if entry.parameters else None,
-                parameters=entry.parameters,
-            )
-            for entry in manifest.artifacts
-        ],
+        files=files,
         parity=[Parity(**result.model_dump()) for result in manifest.parity],
-        vision_engine=None,
-        decoder_engine=None,
-        latency=None,
-        memory=None,
-        accuracy=None,
-        flags=[],
     )
+    return _unmeasured(work.name, "bundle", about)
 
 
 def _reference(work: Work, reference: Reference) -> Row:
+    return _unmeasured(work.name, "reference", _About(reference.folder, reference.model, "checkpoint"))
+
+
+def _unmeasured(name: str, kind: Literal["bundle", "reference"], about: _About) -> Row:
     return Row(
-        name=work.name,
-        kind="reference",
-        path=str(reference.folder),
+        name=name,
+        kind=kind,
+        path=str(about.path),
         status="skipped",
         reason="not measured",
         failed_stage="",
-        model=reference.model,
-        format="checkpoint",
-        licence="",
-        total_bytes=None,
-        bits_per_weight=None,
-        parameters=None,
-        files=[],
-        parity=[],
+        model=about.model,
+        format=about.format,
+        licence=about.licence,
+        total_bytes=about.total_bytes,
+        bits_per_weight=about.bits_per_weight,
+        parameters=about.parameters,
+        files=about.files,
+        parity=about.parity,
         vision_engine=None,
         decoder_engine=None,
         latency=None,

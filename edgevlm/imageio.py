@@ -95,6 +95,8 @@ def _decode(image: Image.Image, where: str) -> Image.Image:
     try:
         image.load()
         return _to_rgb(_upright(image))
+    # Damaged data makes Pillow raise OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error and
+    # whatever the next version adds; there is no class above them, and to us they mean the same.
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"the image cannot be decoded: {reason}", where, "it is damaged or truncated") from error
@@ -104,6 +106,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; a viewer shows a photo whose EXIF block is damaged, and so do we."""
     try:
         return ImageOps.exif_transpose(image)
+    # The EXIF reader trips over a damaged block in as many ways as the decoders do over damaged data.
     except Exception:
         return image
 

@@ -89,6 +89,7 @@ class LlamaCppDecoder:
         try:
             self._load_model()
             self._make_context()
+        # Raised again, whatever it is, Ctrl-C too: what C allocated must be freed by hand.
         except BaseException:
             self.close()
             raise
