@@ -39,6 +39,8 @@ QUESTIONS = {
     "tiny": [(2, 3)],
     "two": [(120, 60), (33, 64)],
 }
+#: These and more, for prompts that are compared without a bundle.
+SHAPES = {**QUESTIONS, "square": [(64, 64)], "wide": [(900, 11)], "three": [(9, 400), (32, 32), (150, 40)]}
 TOKENS = 4
 TEXT = {
     "vocab_size": 1104,

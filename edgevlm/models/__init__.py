@@ -22,7 +22,7 @@ from edgevlm.spec import ModelSpec
 
 #: A family is a module of this package with `MODEL_TYPES` and `load(folder, config)`. It may have a `MARKER`, a file by
 #: which its folders are known, `PROMPT_TEMPLATES` by name, and `describe(folder)` where `load` computes with weights.
-FAMILIES = ("fastvlm", "tinygptv", "idefics3", "llava_mini", "qwen2_vl", "internvl", "llava_onevision")
+FAMILIES = ("fastvlm", "tinygptv", "idefics3", "llava_mini", "qwen2_vl", "internvl", "llava", "llava_onevision")
 
 __all__ = ["FAMILIES", "VlmModel", "load", "resolve"]
 

@@ -77,6 +77,17 @@ CATALOG = (
         formats=("onnx", "gguf"),
     ),
     Family(
+        name="llava",
+        title="LLaVA-1.5 (CLIP or SigLIP + Llama, Qwen2 or Phi), the hub's, transformers' and the original layout",
+        checkpoints=(
+            "llava-hf/llava-1.5-7b-hf",
+            "llava-hf/llava-1.5-13b-hf",
+            "liuhaotian/llava-v1.5-7b",
+            "liuhaotian/llava-v1.5-13b",
+        ),
+        formats=("onnx", "gguf"),
+    ),
+    Family(
         name="llava_onevision",
         title="LLaVA-OneVision (SigLIP + Qwen2)",
         checkpoints=(

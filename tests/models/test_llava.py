@@ -10,96 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from llama_tokenizer import build_llama_tokenizer
+from llava_models import SIZE, TEMPLATES, VISION, edit, make
 from safetensors.torch import load_file, save_file
-from tiled_models import QUESTIONS, TEXT, Oracle, check_bundle, check_run, fast_tokenizer, randomise
+from tiled_models import QUESTIONS, Oracle, check_bundle, check_run
 
 from edgevlm import pipeline
 from edgevlm.errors import CheckpointError
 from edgevlm.models import load
-from edgevlm.models.conversations import VICUNA_SYSTEM
 from edgevlm.models.llava import current_name, ir_name, read_encoder, read_spec
 from edgevlm.models.loading import build_checked, named_tensors
 from edgevlm.models.tokenizer_files import TokenizerFacts
 from edgevlm.models.vlm import VlmModel
 from edgevlm.recipe import Recipe
 
-SIZE, PATCH = 32, 8
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": SIZE,
-    "patch_size": PATCH,
-}
-#: `vicuna_v1` as transformers renders it, the tokens between which differ by tokenizer.
-VICUNA = (
-    "{start}" + VICUNA_SYSTEM + " {% for message in messages %}{{ message['role'] | upper }}: "
-    "{% for line in message['content'] %}{% if line['type'] == 'image' %}{{ '<image>\n' }}"
-    "{% else %}{{ line['text'] }}{% endif %}{% endfor %} {% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-CHATML = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{% for line in message['content'] %}{% if line['type'] == 'image' %}"
-    "{{ '<image>\n' }}{% else %}{{ line['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-TEMPLATES = {"llama": VICUNA.replace("{start}", "<s>"), "qwen2": CHATML, "phi": CHATML}
 LAYOUT = Path(__file__).parents[1] / "data" / "layouts" / "hf_llava15_7b.json"
-
-
-def llama_tokenizer(folder: Path) -> Any:
-    """Llama's tokenizer, as a file and for transformers."""
-    from transformers import PreTrainedTokenizerFast
-
-    backend = build_llama_tokenizer()
-    backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 512}))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-
-
-def text_config(kind: str) -> dict[str, Any]:
-    if kind == "phi":
-        return {"model_type": "phi", **TEXT, "num_key_value_heads": 4}
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2} if kind == "llama" else {}
-    return {"model_type": kind, **TEXT, **ends}
-
-
-def make(folder: Path, kind: str, tower: str = "clip", *, pad: bool = False, seed: int = 0, **config: Any) -> Oracle:
-    """A checkpoint as transformers writes it, with its processor files."""
-    tokenizer = llama_tokenizer(folder) if kind == "llama" else fast_tokenizer(folder, ())
-    from transformers import (
-        CLIPVisionConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        SiglipVisionConfig,
-    )
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
-    strategy = config.get("vision_feature_select_strategy", "default")
-    vision: Any = CLIPVisionConfig(**VISION) if tower == "clip" else SiglipVisionConfig(**VISION)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=text_config(kind),
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-            **config,
-        )
-    )
-    randomise(model, seed)
-    model.save_pretrained(folder)
-    if tower == "clip":
-        edges: dict[str, int] = {"shortest_edge": SIZE}
-        images: Any = LlavaImageProcessorPil(size=edges, crop_size={"height": SIZE, "width": SIZE}, do_pad=pad)
-    else:
-        images = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
-    processor = LlavaProcessor(images, tokenizer, PATCH, strategy, num_additional_image_tokens=int(tower == "clip"))
-    processor.save_pretrained(folder)
-    return Oracle(folder, model, processor)
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +94,6 @@ def test_every_published_tensor_is_accepted(tmp_path: Path) -> None:
 def copied(oracle: Oracle, folder: Path) -> Path:
     shutil.copytree(oracle.folder, folder, dirs_exist_ok=True)
     return folder
-
-
-def edit(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def older_hub_name(name: str) -> str:
