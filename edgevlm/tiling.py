@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgevlm.errors import BundleError
 from edgevlm.spec import AnyresTiles, AspectTiles, SplitTiles, TileSpec
+
+_MOST_CANVASES = 256
+_MOST_TILES = 64
+#: Idefics3's processor goes no further either.
+_LONGEST_EDGE = 4096
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,33 @@ class Tiles:
     columns: int
 
 
+def tile_problem(spec: TileSpec, size: int) -> str | None:
+    """What is wrong with a way of cutting into tiles of `size` pixels, or None; a file may ask for any number."""
+    if isinstance(spec, AnyresTiles):
+        if not 0 < len(spec.pinpoints) <= _MOST_CANVASES:
+            return f"{len(spec.pinpoints)} canvases"
+        for height, width in spec.pinpoints:
+            if height <= 0 or width <= 0 or height % size or width % size:
+                return f"a canvas of {height} x {width} pixels is not made of tiles of {size}"
+            if height * width > _MOST_TILES * size**2:
+                return f"a canvas of {height} x {width} pixels has more than {_MOST_TILES} tiles"
+    elif isinstance(spec, SplitTiles):
+        if not 0 < spec.longest_edge <= _LONGEST_EDGE:
+            return f"a longest edge of {spec.longest_edge} pixels"
+    elif not 0 < spec.min_tiles <= spec.max_tiles <= _MOST_TILES:
+        return f"{spec.min_tiles} to {spec.max_tiles} tiles"
+    return None
+
+
 def cut(image: Image.Image, spec: TileSpec, size: int, resample: Image.Resampling) -> Tiles:
-    """Cut an image into tiles of `size` by `size` pixels."""
+    """Cut an image into tiles of `size` by `size` pixels.
+
+    Raises:
+        BundleError: the bundle asks for tiles that cannot be.
+    """
+    problem = tile_problem(spec, size)
+    if problem is not None:
+        raise BundleError(f"images cannot be cut: {problem}", "spec.preprocess.tiles", "export the bundle again")
     if isinstance(spec, AnyresTiles):
         return _anyres(image, spec, size, resample)
     if isinstance(spec, SplitTiles):

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgevlm.errors import BundleError
 from edgevlm.imageio import load_image
 from edgevlm.preprocess import normalise, prepare
 from edgevlm.spec import AnyresTiles, AspectTiles, PreprocessSpec, SplitTiles
@@ -105,3 +106,19 @@ def test_the_way_of_cutting_survives_a_manifest() -> None:
     for tiles in (AnyresTiles(PINPOINTS), SplitTiles(128, split=False), AspectTiles(1, 12), None):
         spec = PreprocessSpec(32, tiles=tiles)
         assert build(PreprocessSpec, json.loads(json.dumps(dataclasses.asdict(spec))), "preprocess") == spec
+
+
+@pytest.mark.parametrize(
+    ("tiles", "message"),
+    [
+        (AnyresTiles(()), "0 canvases"),
+        (AnyresTiles(((32, 40),)), "32 x 40 pixels is not made of tiles of 32"),
+        (AnyresTiles(((1 << 20, 1 << 20),)), "more than 64 tiles"),
+        (SplitTiles(1 << 20), "longest edge of 1048576"),
+        (AspectTiles(1, 1 << 20), "1 to 1048576 tiles"),
+        (AspectTiles(0, 4), "0 to 4 tiles"),
+    ],
+)
+def test_a_bundle_cannot_ask_for_any_number_of_tiles(tiles: Any, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        prepare(Image.new("RGB", (9, 9)), PreprocessSpec(32, "stretch", tiles=tiles))

@@ -35,6 +35,8 @@ def _print_model(bundle: Bundle) -> None:
     manifest, spec = bundle.manifest, bundle.spec
     decoder, vision = spec.decoder, spec.vision
     size = f"{vision.image_size} x {vision.image_size} pixels to {vision.image_tokens} tokens"
+    if spec.preprocess.tiles is not None and spec.preprocess.tiles.kind != "stacked":
+        size = f"tiles of {vision.image_size} x {vision.image_size} pixels, {vision.image_tokens} tokens each"
     if (patches := spec.preprocess.patches) is not None:
         tokens = patches.max_pixels // vision.stride**2
         size = f"images of any shape, at most {patches.max_pixels} pixels, which become {tokens} tokens"

@@ -39,6 +39,7 @@ from edgevlm.spec import (
     VisionSpec,
     VitSpec,
 )
+from edgevlm.tiling import tile_problem
 
 MODEL_TYPES = ("llava_onevision",)
 IMAGE_MARKER = "<image>"
@@ -62,7 +63,6 @@ _TOWER = {
     "image_size": 384,
     "patch_size": 14,
 }
-_MOST_CANVASES = 256
 
 
 class _Config(PublishedConfig):
@@ -203,13 +203,9 @@ def read_preprocessing(
     if config.size is not None:
         disagree("size", (config.size.height, config.size.width), (side, side), files.image_where)
     disagree("image_grid_pinpoints", config.image_grid_pinpoints, pinpoints, files.image_where)
-    for height, width in pinpoints:
-        if not (0 < height <= 1 << 14 and 0 < width <= 1 << 14) or height % side or width % side:
-            raise CheckpointError(
-                f"config.json: image_grid_pinpoints has {height} x {width}, which tiles of {side} do not fill", where
-            )
-    if not 0 < len(pinpoints) <= _MOST_CANVASES:
-        raise CheckpointError(f"config.json: image_grid_pinpoints has {len(pinpoints)} entries", where)
+    problem = tile_problem(AnyresTiles(pinpoints), side)
+    if problem is not None:
+        raise CheckpointError(f"config.json: image_grid_pinpoints: {problem}", where)
     red, green, blue = (int(value * 255) for value in config.image_mean)
     return PreprocessSpec(
         side, "pad", (red, green, blue), config.filter, config.image_mean, config.image_std, AnyresTiles(pinpoints)

@@ -162,7 +162,7 @@ def tokenizer_config(spec: ModelSpec, source: dict[str, Any]) -> dict[str, Any]:
 def write_configs(
     spec: ModelSpec, tokenizer_files: dict[str, Path], out: Path, precision: Precision, vision_precision: Precision
 ) -> list[str]:
-    """Write all files; returns their names.
+    """Write all files, without those of a processor for a model that cuts images into tiles; returns their names.
 
     Raises:
         CheckpointError: there is no readable `tokenizer.json`.
@@ -171,9 +171,11 @@ def write_configs(
     contents = {
         "config.json": config(spec, precision, vision_precision),
         "generation_config.json": generation_config(spec),
-        "preprocessor_config.json": preprocessor_config(spec.preprocess),
-        "processor_config.json": processor_config(spec),
     }
+    # What transformers.js has for tiles feeds other vision graphs than this one: no file is better than a wrong one.
+    if spec.preprocess.tiles is None:
+        contents["preprocessor_config.json"] = preprocessor_config(spec.preprocess)
+        contents["processor_config.json"] = processor_config(spec)
     return [*_write(contents, out), *write_tokenizer(spec, tokenizer_files, out)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiled_models import QUESTIONS, TEXT, Oracle, check_bundle, check_run, fast_tokenizer, randomise
+from tiled_models import QUESTIONS, SHAPES, TEXT, Oracle, check_bundle, check_run, fast_tokenizer, randomise
 
 from edgevlm import pipeline
 from edgevlm.errors import CheckpointError, InputError
@@ -83,7 +83,7 @@ def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     return make(tmp_path_factory.mktemp("smolvlm"), "smolvlm", seed=6)
 
 
-@pytest.mark.parametrize("sizes", QUESTIONS.values(), ids=QUESTIONS)
+@pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
 def test_smolvlm_equals_transformers(sizes: list[tuple[int, int]], smolvlm: Oracle) -> None:
     check_run(smolvlm, load(smolvlm.folder), TEMPLATE, sizes)
 

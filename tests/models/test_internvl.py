@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiled_models import (
-    QUESTIONS,
+    SHAPES,
     TEXT,
     Oracle,
     check_bundle,
@@ -84,7 +84,7 @@ def internvl(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     return make(tmp_path_factory.mktemp("internvl"), seed=8)
 
 
-@pytest.mark.parametrize("sizes", QUESTIONS.values(), ids=QUESTIONS)
+@pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
 def test_logits_equal_transformers(sizes: list[tuple[int, int]], internvl: Oracle) -> None:
     check_run(internvl, load(internvl.folder), TEMPLATE, sizes)
 

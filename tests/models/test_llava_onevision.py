@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiled_models import (
     QUESTIONS,
+    SHAPES,
     TEXT,
     Oracle,
     check_bundle,
@@ -95,7 +96,7 @@ def onevision(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     return make(tmp_path_factory.mktemp("onevision"), seed=7)
 
 
-@pytest.mark.parametrize("sizes", QUESTIONS.values(), ids=QUESTIONS)
+@pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
 def test_logits_equal_transformers(sizes: list[tuple[int, int]], onevision: Oracle) -> None:
     check_run(onevision, load(onevision.folder), TEMPLATE, sizes)
 
@@ -212,7 +213,7 @@ def test_canvases_must_be_made_of_whole_tiles(onevision: Oracle, tmp_path: Path)
     (folder / "processor_config.json").unlink()
     data = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**data, "image_grid_pinpoints": [[33, 40]]}))
-    with pytest.raises(CheckpointError, match="33 x 40, which tiles of 33 do not fill"):
+    with pytest.raises(CheckpointError, match="33 x 40 pixels is not made of tiles of 33"):
         load(folder)
 
 
