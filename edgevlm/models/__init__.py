@@ -21,8 +21,9 @@ from edgevlm.models.vlm import VlmModel, check_resolution, with_resolution
 from edgevlm.spec import ModelSpec
 
 #: A family is a module of this package with `MODEL_TYPES` and `load(folder, config)`. It may have a `MARKER`, a file by
-#: which its folders are known, `PROMPT_TEMPLATES` by name, and `describe(folder)` where `load` computes with weights.
-FAMILIES = ("fastvlm", "tinygptv", "idefics3", "llava_mini", "qwen2_vl", "internvl", "llava", "llava_onevision")
+#: which its folders are known, and `PROMPT_TEMPLATES` by name. Where loading computes with weights it has also
+#: `describe(folder, resolution)`, which gives the spec alone, and its `load` takes the resolution too.
+FAMILIES = ("fastvlm", "tinygptv", "idefics3", "llava_mini", "qwen2_vl", "internvl", "llava", "llava_onevision", "phi_vlm")
 
 __all__ = ["FAMILIES", "VlmModel", "load", "resolve"]
 
@@ -47,9 +48,10 @@ def load(
         InputError: the resolution is not a multiple of the encoder's stride, or there is no such template.
     """
     family, config = _family(folder)
-    if accept is not None and hasattr(family, "describe"):
-        accept(_with_options(family, family.describe(folder), resolution, prompt_template))
-    model: VlmModel = family.load(folder, config)
+    computes = hasattr(family, "describe")
+    if computes and accept is not None:
+        accept(_with_options(family, family.describe(folder, resolution), resolution, prompt_template))
+    model: VlmModel = family.load(folder, config, resolution) if computes else family.load(folder, config)
     spec = _with_options(family, model.spec, resolution, prompt_template)
     if accept is not None:
         accept(spec)

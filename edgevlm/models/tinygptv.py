@@ -58,23 +58,29 @@ PROMPT_TEMPLATES = {
 }
 
 
-def describe(folder: Path) -> ModelSpec:
+def describe(folder: Path, resolution: int | None = None) -> ModelSpec:
     """The numbers of the model in `folder`, from names and shapes alone: no weight is read.
+
+    Args:
+        folder: with `edgevlm-sources.yaml`.
+        resolution: input pixels; None takes those that the file states.
 
     Raises:
         CheckpointError: a source cannot be used, or they do not fit together.
+        InputError: the resolution is not a multiple of the patch, or there is no such prompt template.
     """
-    return _planned(folder)[0]
+    return _planned(folder, resolution)[0]
 
 
-def load(folder: Path, config: dict[str, Any]) -> VlmModel:
+def load(folder: Path, config: dict[str, Any], resolution: int | None = None) -> VlmModel:
     """Load the four sources. Tensors stay memory-mapped; what is made of several is computed here, one at a time.
 
     Raises:
         CheckpointError: a source cannot be used, a tensor is missing, unknown or mis-shaped, or two sources disagree.
+        InputError: the resolution is not a multiple of the patch, or there is no such prompt template.
     """
     del config  # the folder has none
-    spec, parts, files, sources = _planned(folder)
+    spec, parts, files, sources = _planned(folder, resolution)
     with torch.device("meta"):
         vision, decoder = build_vision(spec), Decoder(spec.decoder)
     tensors: dict[str, Tensor] = {name: part.make() for name, part in parts.items()}
@@ -83,9 +89,11 @@ def load(folder: Path, config: dict[str, Any]) -> VlmModel:
     return VlmModel(spec, vision, decoder, files, sources, provenance=_provenance(parts))
 
 
-def _planned(folder: Path) -> tuple[ModelSpec, Parts, dict[str, Path], tuple[Path, ...]]:
+def _planned(folder: Path, resolution: int | None) -> tuple[ModelSpec, Parts, dict[str, Path], tuple[Path, ...]]:
     """Spec, parts (checked against the modules), tokenizer files and weight files."""
     settings = read_sources(folder)
+    if resolution is not None:
+        settings = settings.model_copy(update={"image_size": resolution})
     pieces = gather(folder, settings)
     where = str(folder / SOURCES_FILE)
     phi = path_of(folder, settings.language_model)
@@ -143,28 +151,23 @@ def read_spec(folder: Path, settings: Sources, phi: dict[str, Any], pieces: Piec
         settings.prompt_template or DEFAULT_TEMPLATE,
         str(folder / SOURCES_FILE),
     )
-    return _checked(
-        ModelSpec(
-            family="tinygptv",
-            name=folder.resolve().name,
-            vision=VisionSpec(encoder, projector, settings.image_size, projector.num_queries),
-            decoder=decoder,
-            preprocess=PreprocessSpec(
-                settings.image_size,
-                fit="stretch",
-                mean=(0.48145466, 0.4578275, 0.40821073),
-                std=(0.26862954, 0.26130258, 0.27577711),
-            ),
-            prompt=prompt,
-            model_type="tinygptv",
-            model_class="TinyGPTVForConditionalGeneration",
-            licence=read_licence(folder),
-        )
+    spec = ModelSpec(
+        family="tinygptv",
+        name=folder.resolve().name,
+        vision=VisionSpec(encoder, projector, settings.image_size, projector.num_queries),
+        decoder=decoder,
+        preprocess=PreprocessSpec(
+            settings.image_size,
+            fit="stretch",
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+        ),
+        prompt=prompt,
+        model_type="tinygptv",
+        model_class="TinyGPTVForConditionalGeneration",
+        licence=read_licence(folder),
     )
-
-
-def _checked(spec: ModelSpec) -> ModelSpec:
-    check_resolution(spec, spec.vision.image_size)
+    check_resolution(spec, settings.image_size)
     return spec
 
 

@@ -315,10 +315,10 @@ def test_describe_reads_no_weight(reference: Reference, tmp_path: Path, monkeypa
 
 
 def test_another_resolution_interpolates_positions_and_keeps_the_tokens(reference: Reference, tmp_path: Path) -> None:
-    folder = written(reference, tmp_path / "m", image_size=28)
-    native: VlmModel = load(folder)
+    folder = written(reference, tmp_path / "m")
+    native: VlmModel = load(folder, resolution=28)
     assert torch.equal(native.vision.get_parameter("encoder.positions"), reference.positions[0])
-    wider = load(folder, resolution=56)
+    wider = load(folder)
     with torch.no_grad():
         assert wider.vision(torch.rand(1, 3, 56, 56)).shape == (1, 5, HIDDEN)
     assert wider.spec.vision.image_tokens == 5

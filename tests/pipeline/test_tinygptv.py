@@ -1,5 +1,6 @@
 """TinyGPT-V through the whole flow: exported in every precision, verified, and answering like the reference."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tinygptv_reference import Reference
 
 import edgevlm
 from edgevlm import pipeline
+from edgevlm.cli import main
 from edgevlm.errors import UnsupportedError
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.preprocess import preprocess
@@ -121,3 +123,17 @@ def test_gguf_is_refused_before_a_weight_is_read(
     with pytest.raises(UnsupportedError, match="no q/k norm and no norm on the attention branch"):
         pipeline.compile_recipe(Recipe(model=str(checkpoint), format="gguf"), tmp_path / "out", progress=silent)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_sources_end_the_export_with_code_2_and_nothing_written(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bad"
+    shutil.copytree(checkpoint, folder)
+    sources = (folder / "edgevlm-sources.yaml").read_text()
+    (folder / "edgevlm-sources.yaml").write_text(sources.replace("lora_rank: 4", "lora_rank: 8"))
+    with pytest.raises(SystemExit) as caught:
+        main(["export", str(folder), "-o", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    assert "its rank is not 8" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
