@@ -23,7 +23,17 @@ from edgevlm.spec import ModelSpec
 #: A family is a module of this package with `MODEL_TYPES` and `load(folder, config)`. It may have a `MARKER`, a file by
 #: which its folders are known, and `PROMPT_TEMPLATES` by name. Where loading computes with weights it has also
 #: `describe(folder, resolution)`, which gives the spec alone, and its `load` takes the resolution too.
-FAMILIES = ("fastvlm", "tinygptv", "idefics3", "llava_mini", "qwen2_vl", "internvl", "llava", "llava_onevision", "phi_vlm")
+FAMILIES = (
+    "fastvlm",
+    "tinygptv",
+    "idefics3",
+    "llava_mini",
+    "qwen2_vl",
+    "internvl",
+    "llava",
+    "llava_onevision",
+    "phi_vlm",
+)
 
 __all__ = ["FAMILIES", "VlmModel", "load", "resolve"]
 

@@ -99,6 +99,12 @@ CATALOG = (
         ),
         formats=("onnx", "gguf"),
     ),
+    Family(
+        name="phi_vlm",
+        title="Bunny, LLaVA-Phi and Mipha (SigLIP or CLIP + Phi-2)",
+        checkpoints=("BAAI/Bunny-v1_0-3B", "zhumj34/Mipha-3B"),
+        formats=("onnx", "gguf"),
+    ),
 )
 
 
