@@ -79,6 +79,11 @@ SPECS: dict[str, SynthSpec] = {
 #: Checkpoints of other families, and the module whose `write` makes them.
 _OTHERS = {
     "qwen2-vl-2b": "edgevlm.zoo.synth_qwen2_vl",
+    "llava-1.5-7b": "edgevlm.zoo.synth_llava",
+    "llava-onevision-0.5b": "edgevlm.zoo.synth_llava",
+    "smolvlm-256m": "edgevlm.zoo.synth_llava",
+    "smolvlm-500m": "edgevlm.zoo.synth_llava",
+    "internvl3-1b": "edgevlm.zoo.synth_llava",
     "tinygpt-v": "edgevlm.zoo.synth_tinygptv",
 }
 NAMES = (*SPECS, *_OTHERS)
