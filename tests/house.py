@@ -9,7 +9,8 @@ LINKED = ("exporters", "quant", "runtimes", "targets", "bench")
 
 #: The part of `edgevlm.zoo` that makes checkpoints.
 ZOO_HOST_HALF = (
-    *("batches", "card", "clip", "evaluate", "families", "layout", "llava_layout", "losses", "nano", "publish"),
+    *("batches", "card", "clip", "evaluate", "families", "fused", "layout", "llava_layout"),
+    *("llava_mini_layout", "losses", "nano", "publish", "starts"),
     *("quantnoise", "random_weights", "synth", "synth_llava", "synth_qwen2_vl", "synth_tinygptv"),
     *("tokenizer", "train", "trainer"),
 )

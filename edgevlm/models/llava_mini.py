@@ -2,7 +2,8 @@
 
 In: the published folder, whose shards may differ in dtype: CLIP inside, or beside it where `mm_vision_tower` names a
 folder. Out: a `VlmModel` with a fusion. All sizes of the vision side are read from the tensors, since `config.json`
-only names the tower; the conversation is told by the tokenizer's special tokens.
+only names the tower; what tensors do not tell is as in the published sizes of CLIP, unless the tower's folder says
+otherwise. The conversation is told by the tokenizer's special tokens.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from edgevlm.errors import CheckpointError
-from edgevlm.models.checkpoint import Checkpoint, open_checkpoint
-from edgevlm.models.configs import PublishedConfig, require, validated
+from edgevlm.models.checkpoint import Checkpoint, open_checkpoint, read_json
+from edgevlm.models.configs import PublishedConfig, require, section, validated
 from edgevlm.models.conversations import LLAMA31_SYSTEM, LLAMA31_TEMPLATE, VICUNA_SYSTEM, VICUNA_TEMPLATE
 from edgevlm.models.decoder import Decoder
 from edgevlm.models.fastvlm import CHAT_TEMPLATE as CHATML_TEMPLATE
@@ -63,6 +64,12 @@ class _Config(PublishedConfig):
     image_token_index: int | None = None
 
 
+class _Tower(PublishedConfig):
+    """What the tensors of a CLIP do not tell."""
+
+    num_attention_heads: int | None = Field(default=None, gt=0, le=1024)
+
+
 class _Processor(ImageProcessorConfig):
     """CLIP's image processor."""
 
@@ -74,10 +81,14 @@ class _Processor(ImageProcessorConfig):
 
 @dataclass(frozen=True)
 class _Tensors:
-    """Shapes by published name, and where each tensor is: a checkpoint and the name it has there."""
+    """Shapes by published name, and where each tensor is: a checkpoint and the name it has there.
+
+    `tower` is the CLIP's `config.json`, where it is in a folder of its own.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     places: dict[str, tuple[Checkpoint, str]]
+    tower: dict[str, Any]
 
     def tensor(self, name: str) -> Tensor:
         checkpoint, stored = self.places[name]
@@ -101,7 +112,7 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     if tied:
         names.pop(HEAD, None)
         shapes.pop(HEAD, None)
-    spec = read_spec(folder, raw, shapes, tied=tied, layers=layers, tokenizer=tokenizer)
+    spec = read_spec(folder, raw, shapes, tied=tied, layers=layers, tokenizer=tokenizer, tower=tensors.tower)
     vision, fusion, decoder = build_checked(spec, shapes, names, str(folder))
     values = {name: tensors.tensor(published) for name, published in names.items()}
     _split_projections(values)
@@ -165,6 +176,7 @@ def read_spec(
     tied: bool,
     layers: int,
     tokenizer: TokenizerFacts,
+    tower: dict[str, Any] | None = None,
 ) -> ModelSpec:
     """The spec from configuration, tensor shapes (IR names) and tokenizer.
 
@@ -175,6 +187,7 @@ def read_spec(
         tied: the head is the embedding, by the data.
         layers: of the vision tower as published.
         tokenizer: what stands beside the weights.
+        tower: the CLIP's own `config.json`, where it has one.
 
     Raises:
         CheckpointError: a field or a shape does not fit, or two contradict each other.
@@ -182,7 +195,7 @@ def read_spec(
     where = str(folder / "config.json")
     config = read_config(raw, where)
     ratio = raw.get("resolution_ratio") or 1
-    encoder = _read_encoder(shapes, config, ratio, layers, where)
+    encoder = _read_encoder(shapes, config, ratio, layers, where, tower or {})
     size = encoder.vit.grid * encoder.vit.patch_size
     fusion_layers = len({name.split(".")[2] for name in shapes if name.startswith("fusion.layers.")})
     _agree("prefusion_layer_num", config.prefusion_layer_num, fusion_layers, where)
@@ -242,7 +255,7 @@ def _open(folder: Path, raw: dict[str, Any]) -> _Tensors:
     """The checkpoint's tensors, and those of the CLIP beside it where it holds none."""
     checkpoint = open_checkpoint(folder)
     places = {name: (checkpoint, name) for name in checkpoint.shapes}
-    shapes = dict(checkpoint.shapes)
+    shapes, described = dict(checkpoint.shapes), {}
     if not any(name.startswith(_TOWER) for name in shapes):
         named = str(raw.get("mm_vision_tower"))
         beside = next((path for path in (folder / named, Path(named)) if (path / "config.json").is_file()), None)
@@ -252,11 +265,11 @@ def _open(folder: Path, raw: dict[str, Any]) -> _Tensors:
                 str(folder),
                 "download that CLIP and put its folder at this path inside the checkpoint's",
             )
-        tower = open_checkpoint(beside)
+        tower, described = open_checkpoint(beside), read_json(beside / "config.json")
         for name in tower.shapes:
             if name.startswith("vision_model."):
                 places[_TOWER + name], shapes[_TOWER + name] = (tower, name), tower.shapes[name]
-    return _Tensors(shapes, places)
+    return _Tensors(shapes, places, described)
 
 
 def _tower_layers(shapes: dict[str, tuple[int, ...]], where: str) -> int:
@@ -274,7 +287,12 @@ def _tower_spec(layers: int) -> VitSpec:
 
 
 def _read_encoder(
-    shapes: dict[str, tuple[int, ...]], config: _Config, ratio: int, layers: int, where: str
+    shapes: dict[str, tuple[int, ...]],
+    config: _Config,
+    ratio: int,
+    layers: int,
+    where: str,
+    described: dict[str, Any],
 ) -> CompressedVitSpec:
     def shape(name: str) -> tuple[int, ...]:
         found = shapes.get(f"vision.encoder.{name}")
@@ -285,7 +303,9 @@ def _read_encoder(
     rows, width = shape("vit.positions")
     queries = shape("compressor.query")[0]
     grid, query_grid = math.isqrt(rows - 1), math.isqrt(queries)
-    if grid**2 != rows - 1 or query_grid**2 != queries or width % _CLIP_HEAD:
+    own = section(described, "vision_config", where) or described
+    heads = validated(_Tower, own, where).num_attention_heads or width / _CLIP_HEAD
+    if grid**2 != rows - 1 or query_grid**2 != queries or heads != int(heads):
         raise CheckpointError(
             f"{rows - 1} patches, {queries} queries and {width} channels are not CLIP's and a square of queries", where
         )
@@ -296,10 +316,10 @@ def _read_encoder(
         "hidden_size": width,
         "intermediate_size": shape("vit.layers.0.fc1.weight")[0],
         "num_hidden_layers": layers,
-        "num_attention_heads": width // _CLIP_HEAD,
+        "num_attention_heads": int(heads),
         "image_size": grid * patch,
         "patch_size": patch,
-    }
+    } | {name: own[name] for name in ("hidden_act", "layer_norm_eps") if name in own}
     vit = read_vit(tower, where, feature_layer=config.mm_vision_select_layer)
     return CompressedVitSpec(vit, query_grid, _COMPRESSOR_HEADS, split=ratio)
 

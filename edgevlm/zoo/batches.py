@@ -45,7 +45,7 @@ class Packed:
 
     `ids` [B, T] holds -1 where an image embedding goes (the first run of columns alike in all rows), `labels` [B, T]
     the next token where it belongs to an answer, `positions` [B, T], `mask` bool [B, 1, T, T]; `segment` [B, T] numbers
-    the question of each label (its index in `questions`), IGNORE elsewhere.
+    the question of each label (its index in `questions`), IGNORE elsewhere. `image_tokens` columns are the image's.
     """
 
     ids: Tensor
@@ -54,6 +54,7 @@ class Packed:
     mask: Tensor
     segment: Tensor
     questions: list[Question]
+    image_tokens: int
 
 
 def pixels(images: list[Pixels], spec: NanoSpec | PreprocessSpec) -> Tensor:
@@ -232,4 +233,5 @@ def pack(per_image: list[list[Question]], tokenizer: Tokenizer, image_tokens: in
         mask=(same & causal)[:, None],
         segment=segments,
         questions=questions,
+        image_tokens=image_tokens,
     )

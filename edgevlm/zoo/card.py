@@ -2,7 +2,7 @@
 
 import os
 
-from edgevlm.spec import VitSpec
+from edgevlm.spec import CompressedVitSpec, FastViTHDSpec
 from edgevlm.zoo.evaluate import Score, table
 from edgevlm.zoo.nano import NanoSpec
 from edgevlm.zoo.trainer import CAPTIONED, Settings
@@ -25,7 +25,6 @@ def model_card(
     """
     counts = ", ".join(f"{count:,} in stage `{stage}`" for stage, count in settings.images.items())
     decoder, items = settings.spec.decoder, scores[-1].items
-    start = f"started from that of `{settings.decoder_start}`" if settings.decoder_start else "from random weights"
     return f"""---
 license: apache-2.0
 library_name: edgevlm
@@ -34,10 +33,10 @@ pipeline_tag: image-text-to-text
 
 # {name}
 
-Small enough to ship with a test suite: {_encoder(settings.spec)}, the two-layer projector, and a
-decoder of {decoder.architecture}'s shape ({decoder.num_hidden_layers} layers of width {decoder.hidden_size},
-{decoder.vocab_size} rows), {start}. The files have the layout of {layout}. No published weights went into it. It knows
-the six kinds of question of `scenes` and nothing else.
+Small enough to ship with a test suite: {_encoder(settings.spec)}, the two-layer projector,{_fusion(settings.spec)} and
+a decoder of {decoder.architecture}'s shape ({decoder.num_hidden_layers} layers of width {decoder.hidden_size},
+{decoder.vocab_size} rows). The files have the layout of {layout}. No published weights went into it. It knows the six
+kinds of question of `scenes` and nothing else.
 
 ## Data
 
@@ -48,10 +47,8 @@ copy). The splits share neither random streams nor digit images.{_clutter(settin
 ## Training
 
 `edgevlm zoo train {name} -o DIR --seed {settings.seed}`; {counts}; {seconds / 60:.0f} minutes on
-{os.cpu_count()} CPU cores. First the encoder, with auxiliary heads that name what lies at each visual token (dropped
-afterwards), on canvases fuller than the test scenes{_contrastive(settings.spec)}. Then, on the resting encoder's
-features, projector and decoder, with auxiliary losses on what the visual tokens mean and on where the words of a
-question look. The weights are a moving average.
+{os.cpu_count()} CPU cores, which may have had other work. {_stages(settings)}
+The weights are a moving average.
 {_captions(captions)}
 ## Scores
 
@@ -67,12 +64,41 @@ Test split, exact match of greedy decoding through the deployed prompt; `chance`
 
 def _encoder(spec: NanoSpec) -> str:
     encoder, size = spec.encoder, f"{spec.image_size} pixels to {spec.grid**2} visual tokens"
-    if isinstance(encoder, VitSpec):
-        return (
-            f"a CLIP-shaped encoder\n({encoder.num_hidden_layers + 1} layers of width {encoder.hidden_size}, class "
-            f"token, {size}, taken before the last layer)"
-        )
-    return f"a FastViTHD-shaped encoder\n(widths {encoder.dims}, depths {encoder.depths}, {size})"
+    if isinstance(encoder, FastViTHDSpec):
+        return f"a FastViTHD-shaped encoder\n(widths {encoder.dims}, depths {encoder.depths}, {size})"
+    vit = encoder.vit if isinstance(encoder, CompressedVitSpec) else encoder
+    return (
+        f"a CLIP-shaped encoder\n({vit.num_hidden_layers + 1} layers of width {vit.hidden_size}, class token, {size}, "
+        "taken before the last layer)"
+    )
+
+
+def _fusion(spec: NanoSpec) -> str:
+    if spec.fusion is None:
+        return ""
+    return f"""
+a compressor to {spec.fusion.image_tokens} token, {spec.fusion.num_hidden_layers} pre-fusion layers over patches, that \
+token and the text,"""
+
+
+def _stages(settings: Settings) -> str:
+    """What happened in each stage, a sentence or two each."""
+    return " ".join(
+        {
+            "vision": f"""First the encoder, with
+auxiliary heads that name what lies at each visual token (dropped afterwards), on canvases fuller than the test
+scenes{_contrastive(settings.spec)}.""",
+            "align": f"""Then the decoder of
+`{settings.start_from}` was put behind it, and the projector alone learned to speak to it.""",
+            "answers": """Then, on the resting
+encoder's features, projector and decoder, with auxiliary losses on what the visual tokens mean and on where the words
+of a question look.""",
+            "fusion": f"""Towers and projector
+come from `{settings.start_from}`; the layers of its decoder became the pre-fusion. Compressor, projector, pre-fusion
+and decoder then learned together.""",
+        }[stage]
+        for stage in settings.stages
+    )
 
 
 def _clutter(settings: Settings) -> str:
@@ -93,9 +119,9 @@ def _captions(captions: float | None) -> str:
     if captions is None:
         return ""
     return f"""
-The rest of that CLIP (text tower, both projections, logit scale) is in `text_tower.safetensors`, its configuration
-in `text_tower.json`. Of {CAPTIONED} test images, {captions:.1%} are closest to their own caption of the {CAPTIONED}
-(chance {1 / CAPTIONED:.1%}).
+Both towers of that CLIP are in the checkpoint: what is not part of the vision tower (text tower, both projections,
+logit scale) in `text_tower.safetensors` with `text_tower.json`, or all of it in `clip/`. Of {CAPTIONED} test images,
+{captions:.1%} are closest to their own caption of the {CAPTIONED} (chance {1 / CAPTIONED:.1%}).
 """
 
 

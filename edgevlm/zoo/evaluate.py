@@ -69,9 +69,12 @@ def _encode(model: VlmModel, images: dict[str, Pixels]) -> dict[str, Tensor]:
 
 
 def greedy(model: VlmModel, ids: list[list[int]], split: int, images: Tensor) -> list[list[int]]:
-    """Token ids of the answers to prompts of equal length, with image embeddings [B, N, H] spliced in at `split`."""
+    """Token ids of the answers to prompts of equal length, with image embeddings [B, N, H] spliced in at `split`,
+    all fused before where the model has a pre-fusion."""
     decoder = model.decoder
     text = decoder.embed_tokens(torch.tensor(ids))
+    if model.fusion is not None:
+        images, text = model.fusion(images, text).split((model.fusion.image_tokens, text.shape[1]), dim=1)
     x = torch.cat((text[:, :split], images, text[:, split:]), dim=1)
     length = x.shape[1]
     logits, past = decoder(x, torch.arange(length).expand(len(ids), -1), last_only=True)
@@ -107,6 +110,8 @@ def evaluate(model: VlmModel, split: str, n: int, seed: int = 0) -> list[Score]:
     """Scores of `n` items by type, then over all. The model's weights are converted to float32 in place."""
     model.vision.float().eval()
     model.decoder.float().eval()
+    if model.fusion is not None:
+        model.fusion.float().eval()
     size = model.spec.vision.image_size
     right: dict[str, list[tuple[bool, bool]]] = {question_type: [] for question_type in TYPES}
     stream = scenes(split, n, seed, size)

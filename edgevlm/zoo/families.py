@@ -6,10 +6,11 @@ A family is an entry of `FAMILIES`; the trainer, the stages, the losses and the 
 from dataclasses import dataclass, replace
 
 from edgevlm.errors import InputError
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, VitSpec
+from edgevlm.spec import CompressedVitSpec, DecoderSpec, FastViTHDSpec, FusionSpec, VitSpec
 from edgevlm.zoo.clip import TextTowerSpec
 from edgevlm.zoo.layout import write_fastvlm
 from edgevlm.zoo.llava_layout import write_llava
+from edgevlm.zoo.llava_mini_layout import write_llava_mini
 from edgevlm.zoo.nano import NanoSpec
 from edgevlm.zoo.publish import Write
 from edgevlm.zoo.trainer import Settings
@@ -53,21 +54,25 @@ FASTVLM = NanoSpec(
     image_size=512,
 )
 
+_LLAMA = replace(_DECODER, architecture="llama", qkv_bias=False)
+
+_CLIP = VitSpec(
+    hidden_size=128,
+    intermediate_size=512,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    patch_size=16,
+    grid=12,
+    norm_eps=1e-5,
+    activation="quick_gelu",
+    class_token=True,
+    patch_bias=False,
+    pre_norm=True,
+)
+
 LLAVA = NanoSpec(
-    encoder=VitSpec(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        patch_size=16,
-        grid=12,
-        norm_eps=1e-5,
-        activation="quick_gelu",
-        class_token=True,
-        patch_bias=False,
-        pre_norm=True,
-    ),
-    decoder=replace(_DECODER, architecture="llama", qkv_bias=False),
+    encoder=_CLIP,
+    decoder=_LLAMA,
     image_size=192,
     text=TextTowerSpec(
         vocab_size=1024,
@@ -81,6 +86,13 @@ LLAVA = NanoSpec(
     std=(0.26862954, 0.26130258, 0.27577711),
 )
 
+LLAVA_MINI = replace(
+    LLAVA,
+    encoder=CompressedVitSpec(_CLIP, query_grid=1, query_heads=8),
+    decoder=replace(_LLAMA, num_hidden_layers=2),
+    fusion=FusionSpec(num_hidden_layers=_LLAMA.num_hidden_layers, image_tokens=1),
+)
+
 FAMILIES = {
     "nano-fastvlm": Family(Settings(spec=FASTVLM), write_fastvlm, "Apple's `llava_qwen2` checkpoints"),
     "nano-llava": Family(
@@ -90,10 +102,22 @@ FAMILIES = {
             batch={"vision": 16, "align": 8, "answers": 8},
             peak_rate={"vision": 1.5e-3, "align": 1.5e-3, "answers": 7e-4},
             clutter=12,
-            decoder_start="nano-fastvlm",
+            start_from="nano-fastvlm",
         ),
         write_llava,
         "LLaVA-1.5 as transformers writes it",
+    ),
+    "nano-llava-mini": Family(
+        Settings(
+            spec=LLAVA_MINI,
+            images={"fusion": 6_000},
+            batch={"fusion": 8},
+            peak_rate={"fusion": 5e-4},
+            clutter=12,
+            start_from="nano-llava",
+        ),
+        write_llava_mini,
+        "LLaVA-Mini, its CLIP in a folder of its own",
     ),
 }
 

@@ -52,6 +52,7 @@ _TEXT = {
     "projection.": "text_projection.",
     "logit_scale": "logit_scale",
 }
+_BESIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 _PROJECTOR = {"0.": "linear_1.", "2.": "linear_2."}
 
 
@@ -59,27 +60,15 @@ def write_llava(folder: Path, spec: NanoSpec, weights: dict[str, Tensor], tokeni
     """Write the whole checkpoint but its card; `weights` is a state dict of `NanoVLM` less the auxiliary heads."""
     assert isinstance(spec.encoder, VitSpec)
     assert spec.text is not None
-    model: dict[str, Tensor] = {}
-    text: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        part, rest = name.split(".", 1)
-        if part == "text":
-            text[_renamed(rest, _TEXT, "text_model.encoder.")] = value
-        elif rest.startswith("projection."):
-            text[f"visual_{rest}"] = value
-        elif part == "vision":
-            model["vision_tower." + _renamed(rest.removeprefix("vit."), _VISION, "encoder.")] = value
-        elif part == "projector":
-            model["multi_modal_projector." + _renamed(rest, _PROJECTOR, "")] = value
-        else:
-            model[f"language_model.model.{rest}"] = value
+    model = {published_name(name): value for name, value in weights.items()}
+    text = {name: model.pop(name) for name in list(model) if name.startswith(_BESIDE)}
     save_tensors(model, folder / "model.safetensors")
     save_tensors(text, folder / "text_tower.safetensors")
     end, image = token_id(tokenizer, _END), token_id(tokenizer, IMAGE_TOKEN)
     files = {
         "config.json": _config(spec, spec.encoder, end, image),
         "generation_config.json": {"do_sample": False, "eos_token_id": end},
-        "preprocessor_config.json": _image_processor(spec),
+        "preprocessor_config.json": image_processor(spec),
         "processor_config.json": {
             "image_token": IMAGE_TOKEN,
             "num_additional_image_tokens": 1,
@@ -87,12 +76,26 @@ def write_llava(folder: Path, spec: NanoSpec, weights: dict[str, Tensor], tokeni
             "processor_class": "LlavaProcessor",
             "vision_feature_select_strategy": "default",
         },
-        "text_tower.json": _clip_config(spec, spec.encoder, spec.text, end),
+        "text_tower.json": clip_config(spec, spec.encoder, spec.text, end),
     }
     for name, content in files.items():
         write_text(folder / name, json.dumps(content, indent=2) + "\n")
     write_text(folder / "chat_template.jinja", _CHAT_TEMPLATE)
     save_tokenizer(tokenizer, folder, spec.decoder.max_position_embeddings)
+
+
+def published_name(name: str) -> str:
+    """The name in either file of one tensor of `NanoVLM`."""
+    part, rest = name.split(".", 1)
+    if part == "text":
+        return _renamed(rest, _TEXT, "text_model.encoder.")
+    if part == "vision":
+        if rest.startswith("projection."):
+            return f"visual_{rest}"
+        return "vision_tower." + _renamed(rest.removeprefix("vit."), _VISION, "encoder.")
+    if part == "projector":
+        return "multi_modal_projector." + _renamed(rest, _PROJECTOR, "")
+    return f"language_model.model.{rest}"
 
 
 def _renamed(name: str, heads: dict[str, str], layers: str) -> str:
@@ -163,7 +166,7 @@ def _vision_config(spec: NanoSpec, encoder: VitSpec) -> dict[str, Any]:
     }
 
 
-def _clip_config(spec: NanoSpec, encoder: VitSpec, text: TextTowerSpec, end: int) -> dict[str, Any]:
+def clip_config(spec: NanoSpec, encoder: VitSpec, text: TextTowerSpec, end: int) -> dict[str, Any]:
     """The configuration of a `CLIPModel` made of both towers."""
     tower = {
         "bos_token_id": None,
@@ -190,7 +193,8 @@ def _clip_config(spec: NanoSpec, encoder: VitSpec, text: TextTowerSpec, end: int
     }
 
 
-def _image_processor(spec: NanoSpec) -> dict[str, Any]:
+def image_processor(spec: NanoSpec) -> dict[str, Any]:
+    """CLIP's image processor for square images of the model's size."""
     return {
         "crop_size": {"height": spec.image_size, "width": spec.image_size},
         "do_center_crop": True,

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from edgevlm.models.decoder import Decoder, DecoderLayer, rotary_tables, rotate
 from edgevlm.models.fastvithd import FastViTHD
+from edgevlm.models.fusion import Fusion
+from edgevlm.models.llava_mini_vision import Compressor
 from edgevlm.models.vit import VitLayer
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, VitSpec
+from edgevlm.spec import CompressedVitSpec, DecoderSpec, FastViTHDSpec, FusionSpec, VitSpec
 from edgevlm.zoo.clip import ClipVision, TextTower, TextTowerSpec, sincos_positions
 from edgevlm.zoo.drawing import COLOURS, SHAPES
 
@@ -25,13 +27,15 @@ from edgevlm.zoo.drawing import COLOURS, SHAPES
 class NanoSpec:
     """Sizes of one trainable model, and how its pixels are normalised.
 
-    `text` are the sizes of the text tower that a CLIP-shaped encoder is trained with.
+    `text` are the sizes of the text tower that a CLIP-shaped encoder is trained with; `fusion` those of a pre-fusion,
+    whose compressor is part of the encoder.
     """
 
-    encoder: FastViTHDSpec | VitSpec
+    encoder: FastViTHDSpec | VitSpec | CompressedVitSpec
     decoder: DecoderSpec
     image_size: int
     text: TextTowerSpec | None = None
+    fusion: FusionSpec | None = None
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
@@ -39,6 +43,11 @@ class NanoSpec:
     def grid(self) -> int:
         """Visual tokens along one side."""
         return self.image_size // self.encoder.stride
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Positions of the image in the decoder's prompt."""
+        return self.fusion.image_tokens if self.fusion else self.grid**2
 
 
 # Decoder heads (layer, head) that learn where to look from `pointers` of a batch: a noun at the thing that it names,
@@ -57,7 +66,7 @@ HEAD_SIZES = {
 
 
 class NanoVLM(nn.Module):
-    """Encoder, projector, decoder, auxiliary heads and perhaps a text tower."""
+    """Encoder, projector, decoder, auxiliary heads and perhaps a text tower, or a compressor and a pre-fusion."""
 
     def __init__(self, spec: NanoSpec) -> None:
         super().__init__()
@@ -71,16 +80,30 @@ class NanoVLM(nn.Module):
         self.place = nn.Linear(hidden, 2 * len(POINTING))
         self.seen_place = nn.Linear(hidden, 2)
         self.text = TextTower(spec.text) if spec.text else None
+        self.compressor = Compressor(spec.encoder) if isinstance(spec.encoder, CompressedVitSpec) else None
+        self.fusion = Fusion(spec.fusion, spec.decoder) if spec.fusion else None
 
     def read(self, features: Tensor) -> dict[str, Tensor]:
         """Auxiliary outputs [B, N, size] of the visual features [B, N, C]."""
         columns = self.heads(self.features_norm(features)).split(list(HEAD_SIZES.values()), dim=-1)
         return dict(zip(HEAD_SIZES, columns, strict=True))
 
+    def project(self, features: Tensor) -> Tensor:
+        """Image embeddings [B, N, H] of features [B, N, C]; behind them those of the compressor, where there is one."""
+        if self.compressor is not None:
+            features = torch.cat((features, self.compressor(features)), dim=1)
+        return self.projector(features)  # type: ignore[no-any-return]
+
+    def embed(self, projected: Tensor, ids: Tensor) -> Tensor:
+        """Embeddings [B, T, H] of ids [B, T], and the image's [B, N, H] where `ids` is -1 (the same N columns in every
+        row)."""
+        embeds = self.decoder.embed_tokens(ids.clamp(min=0))
+        start = int((ids[0] == -1).nonzero()[0])
+        return torch.cat((embeds[:, :start], projected, embeds[:, start + projected.shape[1] :]), dim=1)
+
     def forward(
         self,
-        projected: Tensor,
-        ids: Tensor,
+        x: Tensor,
         positions: Tensor,
         mask: Tensor,
         labelled: Tensor,
@@ -92,19 +115,16 @@ class NanoVLM(nn.Module):
         The head over all positions would cost a quarter more.
 
         Args:
-            projected: image embeddings [B, N, H], placed where `ids` is -1 (the same N columns in every row).
-            ids, positions: int [B, T].
+            x: embeddings [B, T, H] of image and text.
+            positions: int [B, T].
             mask: bool [B, 1, T, T], true where attention is allowed.
             labelled: bool [B, T].
             pointers: int [P, 4], (slot, row, column, target column): how much does the text token at this column look
                 at the target, in the layer and head `POINTING[slot]`?
         """
         decoder = self.decoder
-        embeds = decoder.embed_tokens(ids.clamp(min=0))
-        start = int((ids[0] == -1).nonzero()[0])
-        x = torch.cat((embeds[:, :start], projected, embeds[:, start + projected.shape[1] :]), dim=1)
         rotary = rotary_tables(positions, decoder.spec.rotary_dim, decoder.spec.rope_theta)
-        at = ids.new_zeros(0, 4) if pointers is None else pointers
+        at = positions.new_zeros(0, 4) if pointers is None else pointers
         pointing, places = x.new_zeros(len(at)), x.new_zeros(len(at), 2)
         for index, layer in enumerate(decoder.layers):
             before = x
@@ -129,7 +149,8 @@ def _vision(spec: NanoSpec) -> FastViTHD | ClipVision:
     if isinstance(spec.encoder, FastViTHDSpec):
         return FastViTHD(spec.encoder, batchnorm=True)
     assert spec.text is not None
-    return ClipVision(spec.encoder, spec.text.projection_size)
+    vit = spec.encoder.vit if isinstance(spec.encoder, CompressedVitSpec) else spec.encoder
+    return ClipVision(vit, spec.text.projection_size)
 
 
 def _attention(layer: nn.Module, head: int, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:

@@ -17,9 +17,6 @@ from torch import Tensor
 
 from edgevlm.atomic import atomic_file
 from edgevlm.errors import InputError
-from edgevlm.models import load
-from edgevlm.models.decoder import Decoder
-from edgevlm.zoo import resolve
 from edgevlm.zoo.batches import (
     DENSE_STREAM,
     IGNORE,
@@ -36,9 +33,11 @@ from edgevlm.zoo.batches import (
 )
 from edgevlm.zoo.clip import ClipVision, caption, contrastive_loss, encode_captions, retrieval
 from edgevlm.zoo.drawing import Pixels, Scene, render
+from edgevlm.zoo.fused import fuse
 from edgevlm.zoo.losses import answer_loss, cell_loss, cell_scores, exact_matches, pointer_loss, token_loss
 from edgevlm.zoo.nano import NanoSpec, NanoVLM, initialise
 from edgevlm.zoo.scenes import sample
+from edgevlm.zoo.starts import start_decoder, start_fusion
 from edgevlm.zoo.tokenizer import build_tokenizer
 
 # What learns in each stage, by the beginnings of the weights' names.
@@ -46,6 +45,7 @@ TRAINED = {
     "vision": ("vision.", "heads.", "features_norm.", "text."),
     "align": ("projector.", "place.", "seen_place."),
     "answers": ("projector.", "decoder.", "place.", "seen_place."),
+    "fusion": ("projector.", "compressor.", "fusion.", "decoder."),
 }
 CAPTIONED = 64
 _EMA_DECAY = 0.995
@@ -62,7 +62,8 @@ class Settings:
         images: how many each stage sees; its keys are the stages, in their order.
         pool: so many scenes are encoded once for the stages in which the encoder rests.
         clutter: half of the images have up to so many grey scribbles behind what matters.
-        decoder_start: the shipped model whose decoder this one starts from; None for random weights.
+        start_from: the shipped model that this one starts from once its encoder has learned: of a LLaVA the decoder,
+            of a LLaVA-Mini, which has no encoder of its own, everything. None for random weights.
     """
 
     spec: NanoSpec
@@ -75,7 +76,7 @@ class Settings:
     validate_every: int = 150
     save_every_seconds: float = 180.0
     clutter: int = 0
-    decoder_start: str | None = None
+    start_from: str | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -94,6 +95,8 @@ class Trainer:
         self.tokenizer: Tokenizer = build_tokenizer(settings.spec.decoder.vocab_size)
         self.model = NanoVLM(settings.spec)
         initialise(self.model, settings.seed)
+        if settings.stages[0] != "vision" and settings.start_from is not None:
+            start_fusion(self.model, settings.start_from)
         self.stage, self.step = settings.stages[0], 0
         self.seconds = 0.0
         self.average: dict[str, Tensor] = {}
@@ -140,8 +143,8 @@ class Trainer:
     def begin(self, stage: str) -> None:
         """Start `stage` from the averaged weights of the one before."""
         self.model.load_state_dict(self.average)
-        if self.stage == "vision" and self.settings.decoder_start is not None:
-            start_decoder(self.model.decoder, self.settings.decoder_start)
+        if self.stage == "vision" and self.settings.start_from is not None:
+            start_decoder(self.model, self.settings.start_from)
         self.stage, self.step, self.average = stage, 0, {}
         self.optimizer = self._new_optimizer()
 
@@ -218,8 +221,10 @@ class Trainer:
         indices = [int(i) for i in rng.integers(settings.pool, size=settings.batch[self.stage])]
         self.model.eval()
         scenes = self._encode_new(indices)
-        packed = pack([questions_for(scene, rng) for scene in scenes], self.tokenizer, settings.spec.grid**2)
-        projected = self.model.projector(torch.stack([self._features[index] for index in indices]).float())
+        packed = pack([questions_for(scene, rng) for scene in scenes], self.tokenizer, settings.spec.prompt_tokens)
+        projected = self.model.project(torch.stack([self._features[index] for index in indices]).float())
+        if settings.spec.fusion is not None:
+            return answer_loss(_decode(self.model, projected, packed, None)[0], packed)
         targets = cell_targets(scenes, settings.spec.grid)
         pointed = pointers(packed, scenes, self.tokenizer, settings.spec.grid)
         logits, pointing, places = _decode(self.model, projected, packed, pointed.at)
@@ -268,8 +273,8 @@ class Trainer:
             else:
                 rngs = [np.random.default_rng([settings.seed, 99, i]) for i in indices]
                 asked = [questions_for(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
-                packed = pack(asked, self.tokenizer, features.shape[1])
-                logits, _, _ = _decode(model, model.projector(features), packed, None)
+                packed = pack(asked, self.tokenizer, settings.spec.prompt_tokens)
+                logits, _, _ = _decode(model, model.project(features), packed, None)
                 matches = exact_matches(logits, packed)
                 counts = {name: (float(r), float(n)) for name, (r, n) in matches.items()}
             for name, (good, out_of) in counts.items():
@@ -299,15 +304,9 @@ class Trainer:
         return retrieval(summaries, model.text(*encode_captions(captions, self.tokenizer, model.text.spec)))
 
 
-def start_decoder(decoder: Decoder, name: str) -> None:
-    """Begin with the weights of the shipped model `name`, less the biases that this decoder does not have."""
-    weights = load(resolve(f"zoo:{name}")).decoder.state_dict()
-    wanted = decoder.state_dict()
-    decoder.load_state_dict({key: weights[key].float() for key in wanted})
-
-
 def _decode(model: NanoVLM, projected: Tensor, packed: Packed, pointed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor] = model(
-        projected, packed.ids, packed.positions, packed.mask, packed.labels != IGNORE, pointed
-    )
+    x = model.embed(projected[:, -packed.image_tokens :], packed.ids)
+    if model.fusion is not None:
+        x = fuse(model.fusion, projected, x, packed)
+    result: tuple[Tensor, Tensor, Tensor] = model(x, packed.positions, packed.mask, packed.labels != IGNORE, pointed)
     return result

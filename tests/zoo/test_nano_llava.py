@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nano_specs import LLAVA as SPEC
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -17,58 +18,18 @@ from transformers import (
 )
 
 from edgevlm.models import load
-from edgevlm.spec import DecoderSpec, VitSpec
 from edgevlm.zoo.batches import SCENE_STREAM, describe_scene, pixels, prompt_pieces, train_scene
-from edgevlm.zoo.clip import TextTowerSpec, caption, contrastive_loss, encode_captions, retrieval
+from edgevlm.zoo.clip import caption, contrastive_loss, encode_captions, retrieval
 from edgevlm.zoo.evaluate import greedy
 from edgevlm.zoo.llava_layout import write_llava
-from edgevlm.zoo.nano import NanoSpec, NanoVLM, initialise
+from edgevlm.zoo.nano import NanoVLM, initialise
 from edgevlm.zoo.publish import publish
 from edgevlm.zoo.scenes import scenes
+from edgevlm.zoo.starts import start_decoder
 from edgevlm.zoo.tokenizer import build_tokenizer
 from edgevlm.zoo.train import run, train_nano
-from edgevlm.zoo.trainer import Settings, Trainer, start_decoder
+from edgevlm.zoo.trainer import Settings, Trainer
 
-SPEC = NanoSpec(
-    encoder=VitSpec(
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        patch_size=16,
-        grid=4,
-        norm_eps=1e-5,
-        activation="quick_gelu",
-        class_token=True,
-        patch_bias=False,
-        pre_norm=True,
-    ),
-    decoder=DecoderSpec(
-        architecture="llama",
-        vocab_size=1024,
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        rotary_dim=64,
-        rope_theta=1e6,
-        norm_eps=1e-6,
-        max_position_embeddings=2048,
-    ),
-    image_size=64,
-    text=TextTowerSpec(
-        vocab_size=1024,
-        hidden_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        projection_size=32,
-    ),
-    mean=(0.5, 0.4, 0.3),
-    std=(0.25, 0.3, 0.35),
-)
 SETTINGS = Settings(
     spec=SPEC,
     images={"vision": 8, "align": 4, "answers": 8},
@@ -186,7 +147,7 @@ def test_transformers_loads_the_published_folder_and_computes_the_same(folder: P
     with torch.inference_mode():
         projected = model.projector(model.vision(pixels([image], SPEC)))
         everywhere = torch.ones(1, length, dtype=torch.bool)
-        logits, _, _ = model(projected, ids, torch.arange(length)[None], causal, everywhere)
+        logits, _, _ = model(model.embed(projected, ids), torch.arange(length)[None], causal, everywhere)
         wanted = oracle(**inputs).logits[0]
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
 
@@ -230,7 +191,7 @@ def test_our_loader_answers_as_training_saw_it(folder: Path, model: NanoVLM) -> 
         causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
         where = torch.zeros(1, length, dtype=torch.bool)
         where[0, -len(said) - 1 : -1] = True
-        logits, _, _ = model(seen, ids, torch.arange(length)[None], causal, where)
+        logits, _, _ = model(model.embed(seen, ids), torch.arange(length)[None], causal, where)
     assert len(said) > 0
     assert logits.argmax(-1).tolist() == said
 
@@ -240,7 +201,7 @@ def test_the_decoder_can_start_from_a_shipped_one() -> None:
     shipped = load(Path("edgevlm/zoo/models/nano-fastvlm").resolve())
     spec = replace(shipped.spec.decoder, architecture="llama", qkv_bias=False)
     started = NanoVLM(replace(SPEC, decoder=spec))
-    start_decoder(started.decoder, "nano-fastvlm")
+    start_decoder(started, "nano-fastvlm")
     weights = shipped.decoder.state_dict()
     for name, value in started.decoder.state_dict().items():
         assert torch.equal(value, weights[name].float()), name

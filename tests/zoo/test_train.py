@@ -122,7 +122,7 @@ def test_the_decoder_learns_an_answer(tmp_path: Path) -> None:
     labels = packed.labels[packed.labels != IGNORE]
     losses = []
     for _ in range(40):
-        logits, _, _ = model(image, packed.ids, packed.positions, packed.mask, packed.labels != IGNORE)
+        logits, _, _ = model(model.embed(image, packed.ids), packed.positions, packed.mask, packed.labels != IGNORE)
         loss = torch.nn.functional.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -144,7 +144,7 @@ def test_packed_questions_do_not_see_each_other() -> None:
     def logits(questions: list[Question]) -> torch.Tensor:
         packed = pack([questions], tokenizer, 16)
         result: tuple[torch.Tensor, ...] = model(
-            image, packed.ids, packed.positions, packed.mask, packed.labels != IGNORE
+            model.embed(image, packed.ids), packed.positions, packed.mask, packed.labels != IGNORE
         )
         return result[0]
 
@@ -177,7 +177,7 @@ def test_the_published_folder_answers_as_training_saw_it(tmp_path: Path) -> None
             where = torch.zeros(1, length, dtype=torch.bool)
             where[0, -len(said) - 1 : -1] = True
             causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-            logits, _, _ = model(projected[row : row + 1], ids, torch.arange(length)[None], causal, where)
+            logits, _, _ = model(model.embed(projected[row : row + 1], ids), torch.arange(length)[None], causal, where)
             assert len(said) > 0
             assert logits.argmax(-1).tolist() == said
 

@@ -1,0 +1,58 @@
+"""Sizes of nano models small enough to train for a few steps in a test."""
+
+from dataclasses import replace
+
+from edgevlm.spec import CompressedVitSpec, DecoderSpec, FusionSpec, VitSpec
+from edgevlm.zoo.clip import TextTowerSpec
+from edgevlm.zoo.nano import NanoSpec
+
+CLIP = VitSpec(
+    hidden_size=64,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    patch_size=16,
+    grid=4,
+    norm_eps=1e-5,
+    activation="quick_gelu",
+    class_token=True,
+    patch_bias=False,
+    pre_norm=True,
+)
+LLAVA = NanoSpec(
+    encoder=CLIP,
+    decoder=DecoderSpec(
+        architecture="llama",
+        vocab_size=1024,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        rotary_dim=64,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        max_position_embeddings=2048,
+    ),
+    image_size=64,
+    text=TextTowerSpec(
+        vocab_size=1024,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        projection_size=32,
+    ),
+    mean=(0.5, 0.4, 0.3),
+    std=(0.25, 0.3, 0.35),
+)
+LLAVA_MINI = NanoSpec(
+    encoder=CompressedVitSpec(CLIP, query_grid=1, query_heads=8),
+    decoder=replace(LLAVA.decoder, num_hidden_layers=2),
+    image_size=LLAVA.image_size,
+    text=LLAVA.text,
+    fusion=FusionSpec(num_hidden_layers=3, image_tokens=1),
+    mean=LLAVA.mean,
+    std=LLAVA.std,
+)
