@@ -21,7 +21,7 @@ from edgevlm.zoo.tokenizer import SYSTEM_PROMPT
 # How often one image is asked each type: what a decoder learns slowly is asked more often.
 QUESTIONS_PER_IMAGE = {"colour": 1, "shape": 1, "count": 1, "relation": 3, "existence": 3, "number": 1}
 IGNORE = -100
-# Cells whose middle is within so much of a shape's size from its centre lie inside it, whatever the shape.
+# Cells whose middle is within so much of the size of a shape or digit from its centre lie well inside it.
 _CORE = 0.35
 # Streams of random numbers within the training split: dense canvases, scenes to train on, and the held-out slice.
 DENSE_STREAM, SCENE_STREAM, VALIDATION_STREAM = 1_000, 2_000, 3_000
@@ -92,7 +92,8 @@ def describe_scene(
 def cell_targets(scenes: list[Scene], grid: int) -> CellTargets:
     """Targets of the auxiliary heads: the cell that holds the centre of a shape or digit answers for it.
 
-    Other cells well inside a shape also name its shape and colour: on a fine grid, most of what can be learned from it.
+    Other cells well inside a shape also name its shape and colour, those close to a digit's centre the digit, and all
+    of a plate the place of the nearest digit: on a fine grid, most of what can be learned from them.
     """
     shape = (len(scenes), grid * grid)
     kind = torch.zeros(shape, dtype=torch.long)
@@ -118,10 +119,17 @@ def cell_targets(scenes: list[Scene], grid: int) -> CellTargets:
             rest["shape"][row, inside] = SHAPES.index(item.shape)
             rest["colour"][row, inside] = list(COLOURS).index(item.colour)
         for plate in scene.plates:
+            away = (middles * scene.size - torch.tensor([plate.x, plate.y])).abs()
+            inside = (away < torch.tensor([plate.width, plate.height]) / 2).all(dim=-1)
+            centres = torch.tensor([plate.digit_centre(position) for position in range(len(plate.text))])
+            distance = (middles[:, None] * scene.size - centres).norm(dim=-1)
+            rest["place"][row, inside] = distance.argmin(dim=-1)[inside]
             for position, digit in enumerate(plate.text):
                 index = cell(*plate.digit_centre(position))
                 kind[row, index] = 2
-                rest["digit"][row, index] = int(digit)
+                inside = distance[:, position] < _CORE * plate.glyph
+                inside[index] = True
+                rest["digit"][row, inside] = int(digit)
                 rest["place"][row, index] = position
     return CellTargets(kind=kind, centre=centre, **rest)
 

@@ -98,7 +98,7 @@ FAMILIES = {
     "nano-llava": Family(
         Settings(
             spec=LLAVA,
-            images={"vision": 22_400, "align": 1_600, "answers": 10_000},
+            images={"vision": 27_200, "align": 1_600, "answers": 10_000},
             batch={"vision": 16, "align": 8, "answers": 8},
             peak_rate={"vision": 1.5e-3, "align": 1.5e-3, "answers": 7e-4},
             clutter=12,
