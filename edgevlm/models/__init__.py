@@ -33,6 +33,7 @@ FAMILIES = (
     "llava",
     "llava_onevision",
     "phi_vlm",
+    "mobilevlm",
 )
 
 __all__ = ["FAMILIES", "VlmModel", "load", "resolve"]

@@ -105,6 +105,12 @@ CATALOG = (
         checkpoints=("BAAI/Bunny-v1_0-3B", "zhumj34/Mipha-3B"),
         formats=("onnx", "gguf"),
     ),
+    Family(
+        name="mobilevlm",
+        title="MobileVLM and MobileVLM V2 (CLIP + light projector + MobileLLaMA)",
+        checkpoints=("mtgv/MobileVLM-1.7B", "mtgv/MobileVLM-3B", "mtgv/MobileVLM_V2-1.7B", "mtgv/MobileVLM_V2-3B"),
+        formats=("onnx", "gguf"),
+    ),
 )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgevlm.models.ldp import LdpProjector
 from edgevlm.models.qformer import QFormerProjector
-from edgevlm.spec import LinearProjectorSpec, MlpProjectorSpec, QFormerSpec, VisionSpec
+from edgevlm.spec import LdpSpec, LinearProjectorSpec, MlpProjectorSpec, QFormerSpec, VisionSpec
 
 
 class MlpProjector(nn.Module):
@@ -42,6 +43,8 @@ def build_projector(vision: VisionSpec, hidden_size: int) -> nn.Module:
         return MlpProjector(spec, vision.feature_size, hidden_size)
     if isinstance(spec, QFormerSpec):
         return QFormerProjector(spec, vision.feature_size, hidden_size)
+    if isinstance(spec, LdpSpec):
+        return LdpProjector(spec, vision.feature_size, hidden_size)
     return LinearProjector(spec, vision.feature_size, hidden_size)
 
 

@@ -193,7 +193,29 @@ class QFormerSpec:
     feature_norm_eps: float = 1e-5
 
 
-ProjectorSpec: TypeAlias = MlpProjectorSpec | LinearProjectorSpec | QFormerSpec
+@dataclass(frozen=True)
+class LdpSpec:
+    """MobileVLM's light projector: two linear layers, then convolutions that make the map of features smaller.
+
+    Version 1 (arXiv 2312.16886) halves its sides in the second of two inverted residuals; version 2 (arXiv 2402.03766)
+    takes means down to `side` by `side` and adds a depthwise convolution.
+
+    Attributes:
+        squeeze_channels: of the squeeze-and-excitation of version 1.
+        side: of the map that leaves version 2.
+    """
+
+    version: Literal[1, 2]
+    kind: Literal["ldp"] = "ldp"
+    squeeze_channels: int = 0
+    side: int = 12
+
+    def tokens(self, grid: int) -> int:
+        """Image embeddings of `grid` by `grid` features."""
+        return (grid + 1) // 2 * ((grid + 1) // 2) if self.version == 1 else self.side**2
+
+
+ProjectorSpec: TypeAlias = MlpProjectorSpec | LinearProjectorSpec | QFormerSpec | LdpSpec
 
 
 @dataclass(frozen=True)
@@ -226,6 +248,8 @@ class VisionSpec:
         """Image embeddings of a square of `resolution` pixels a side."""
         if isinstance(self.projector, QFormerSpec):
             return self.projector.num_queries
+        if isinstance(self.projector, LdpSpec):
+            return self.projector.tokens(resolution // self.stride)
         patches = (resolution // self.stride) ** 2
         if isinstance(encoder := self.encoder, CompressedVitSpec):
             return encoder.parts * patches + encoder.queries
