@@ -113,6 +113,38 @@ def test_prefill(
     tell_ratio(capsys, benchmark, f"prefill ({kind}), engine over C loop of {pieces}", plain, ours, least)
 
 
+@pytest.mark.parametrize(("kind", "pieces"), [("text", IDS), ("image", EMBEDDINGS)], ids=["ids", "embeddings"])
+def test_prefill_cpu_time(
+    benchmark: Any,
+    capsys: pytest.CaptureFixture[str],
+    program: Path,
+    decoder_file: tuple[Path, DecoderSpec],
+    kind: str,
+    pieces: str,
+) -> None:
+    """The same with one thread, in CPU time, which says something on a busy machine too."""
+    path, spec = decoder_file
+    plain = PlainLoop(program, path, 1, CONTEXT)
+    engine = LlamaCppDecoder(path, spec, EngineOptions(threads=1, context_length=CONTEXT))
+    reference: list[float] = []
+    ours: list[float] = []
+
+    def both() -> None:
+        start = plain.cpu_ms()
+        plain.round(pieces, 0)
+        reference.append(plain.cpu_ms() - start)
+        engine.reset()
+        start = time.thread_time()
+        engine.prefill(prompts()[kind])
+        ours.append(1e3 * (time.thread_time() - start))
+
+    benchmark.pedantic(both, rounds=ROUNDS, warmup_rounds=1)
+    plain.close()
+    engine.close()
+    what = f"prefill ({kind}) in CPU time of one thread, engine over C loop of {pieces}"
+    tell_ratio(capsys, benchmark, what, reference[1:], ours[1:], 0.97)
+
+
 def test_decode(benchmark: Any, capsys: pytest.CaptureFixture[str], loop: PlainLoop, engine: LlamaCppDecoder) -> None:
     plain: list[float] = []
     ours: list[float] = []
