@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from edgevlm.bench import format as show
 from edgevlm.bench.pairs import Proportion
 from edgevlm.bench.report import Report, Row, Stages
+from edgevlm.bench.stats import Summary
 from edgevlm.bench.svg import Canvas, shortened, text_width, ticks
 
 #: Stage, as a reader knows it, and its CSS class.
 STAGES = (
     ("preprocess", "preprocess_ms", "s1"),
     ("vision", "vision_ms", "s2"),
+    ("fusion", "fusion_ms", "s5"),
     ("prefill", "prefill_ms", "s3"),
     ("first decode", "first_decode_ms", "s4"),
 )
@@ -39,7 +41,7 @@ def ttft_bars(report: Report, width: float) -> str:
     canvas = Canvas(width, top + pitch * len(rows) + bottom, "Mean time to first token by stage, in milliseconds")
     longest = max((max(s.ttft_ms for s in row.latency.steady) for row in timed if row.latency), default=1.0)
     scale = (width - label - right) / longest
-    _key(canvas, label)
+    _key(canvas, label, [row.latency.stages for row in timed if row.latency])
     base = top + pitch * len(rows)
     for tick in ticks(0, longest, 4 if narrow else 7):
         x = label + tick * scale
@@ -66,10 +68,12 @@ def ttft_bars(report: Report, width: float) -> str:
     return canvas.markup()
 
 
-def _key(canvas: Canvas, left: float) -> None:
-    """The stages by colour, on one line above the bars."""
+def _key(canvas: Canvas, left: float, shown: list[Stages]) -> None:
+    """The stages that any model has by colour, on one line above the bars."""
     x = left
-    for name, _, css in STAGES:
+    for name, attribute, css in STAGES:
+        if all(getattr(stages, attribute) is None for stages in shown):
+            continue
         canvas.rect(x, 6, 10, 10, css)
         canvas.text(x + 14, 15, name, "axis")
         x += 14 + text_width(name, _SMALL) + 16
@@ -78,7 +82,10 @@ def _key(canvas: Canvas, left: float) -> None:
 def _stack(canvas: Canvas, stages: Stages, left: float, y: float, scale: float) -> None:
     x = left
     for name, attribute, css in STAGES:
-        mean = float(getattr(stages, attribute).mean)
+        summary: Summary | None = getattr(stages, attribute)
+        if summary is None:
+            continue
+        mean = summary.mean
         canvas.rect(x, y, mean * scale, 22, css, tip=f"{name}: {show.milliseconds(mean)}", data=mean)
         text = show.three_digits(mean)
         if text_width(text, _SMALL) + 8 < mean * scale:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 DEFINITIONS = {
     "TTFT": "time to first token: from the image bytes handed over until the first text is visible; the sum of "
-    "preprocess, vision, prefill and first decode.",
+    "preprocess, vision, (fusion), prefill and first decode.",
     "Steady": "after a warm-up with other images of the same shape. Every answer has an image and a prompt of its own, "
     "so no cache can serve it.",
     "Cold": "the first answer after loading, without warm-up, kept apart from the rest.",
@@ -12,6 +12,7 @@ DEFINITIONS = {
     "image costs.",
     "Preprocess": "decode, resize and normalise the image; render and tokenise the prompt.",
     "Vision": "pixels to image embeddings; the connector is part of the vision graph.",
+    "Fusion": "image embeddings and prompt through the model's fusion layers; only LLaVA-Mini has them.",
     "Prefill": "one pass of the decoder over the whole prompt, image tokens included.",
     "First decode": "from the prompt's logits to the first visible text: sampling and detokenisation.",
     "TPOT": "time per output token: from the first token to the last, divided by the number of tokens after the first.",

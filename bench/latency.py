@@ -93,6 +93,7 @@ def summarise_latency(samples: Samples, other_cpu_share: float | None) -> Latenc
         stages=Stages(
             preprocess_ms=_summary([taken.preprocess_ms for taken in steady]),
             vision_ms=_summary([taken.vision_ms for taken in steady]),
+            fusion_ms=summarise([taken.fusion_ms for taken in steady if taken.fusion_ms is not None]),
             prefill_ms=_summary([taken.prefill_ms for taken in steady]),
             first_decode_ms=_summary([taken.first_decode_ms for taken in steady]),
         ),

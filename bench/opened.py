@@ -32,6 +32,7 @@ class SessionSubject:
             token_ids=answer.token_ids,
             preprocess_ms=stats.preprocess_ms,
             vision_ms=stats.vision_ms,
+            fusion_ms=stats.fusion_ms,
             prefill_ms=stats.prefill_ms,
             first_decode_ms=stats.first_decode_ms,
             gaps_ms=stats.token_gaps_ms,
@@ -65,7 +66,7 @@ def _reference(folder: Path, job: Job) -> Session:
     import torch
 
     from edgevlm.models import load
-    from edgevlm.runtimes.torch import TorchDecoder, TorchVision
+    from edgevlm.runtimes.torch import TorchDecoder, TorchFusion, TorchVision
     from edgevlm.tokenizer import Tokenizer
 
     if job.threads:
@@ -73,4 +74,6 @@ def _reference(folder: Path, job: Job) -> Session:
     model = load(folder)
     tokenizer = Tokenizer(model.tokenizer_files["tokenizer.json"])
     decoder = TorchDecoder(model, EngineOptions(threads=job.threads))
-    return Session(model.spec, tokenizer, TorchVision(model), decoder)
+    newline = None if model.image_newline is None else model.image_newline.float().numpy()
+    fusion = None if model.fusion is None else TorchFusion(model)
+    return Session(model.spec, tokenizer, TorchVision(model), decoder, newline, fusion)

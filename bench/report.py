@@ -26,12 +26,15 @@ class Part(BaseModel):
 
 
 class Sample(Part):
-    """One answer, timed. TTFT = preprocess + vision + prefill + first decode."""
+    """One answer, timed. TTFT = preprocess + vision + fusion + prefill + first decode."""
 
     image: str = Field(description="name of the input image: seed and index")
     prompt: str
     preprocess_ms: float = Field(ge=0, description="image bytes to pixels and prompt to tokens")
     vision_ms: float = Field(ge=0, description="pixels to image embeddings, connector included")
+    fusion_ms: float | None = Field(
+        default=None, ge=0, description="image and prompt through the fusion; null for models without one"
+    )
     prefill_ms: float = Field(ge=0, description="prompt pass of the decoder, up to its logits")
     first_decode_ms: float = Field(ge=0, description="logits to the first text: sampling and detokenisation")
     gaps_ms: list[float] = Field(description="time between consecutive tokens after the first")
@@ -44,7 +47,7 @@ class Sample(Part):
     @property
     def ttft_ms(self) -> float:
         """Image bytes to first text."""
-        return self.preprocess_ms + self.vision_ms + self.prefill_ms + self.first_decode_ms
+        return self.preprocess_ms + self.vision_ms + (self.fusion_ms or 0) + self.prefill_ms + self.first_decode_ms
 
     @property
     def tpot_ms(self) -> float | None:
@@ -57,6 +60,7 @@ class Stages(Part):
 
     preprocess_ms: Summary
     vision_ms: Summary
+    fusion_ms: Summary | None = Field(default=None, description="null for models without a fusion")
     prefill_ms: Summary
     first_decode_ms: Summary
 

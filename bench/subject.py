@@ -31,6 +31,7 @@ class Reply:
     image_tokens: int
     prompt_tokens: int
     reused_tokens: int
+    fusion_ms: float | None = None
 
 
 class Subject(Protocol):
@@ -59,7 +60,8 @@ def check(reply: Reply, least: int, most: int) -> Reply:
     Raises:
         EngineError: it cannot.
     """
-    times = (reply.preprocess_ms, reply.vision_ms, reply.prefill_ms, reply.first_decode_ms, *reply.gaps_ms)
+    stages = (reply.preprocess_ms, reply.vision_ms, reply.fusion_ms or 0, reply.prefill_ms, reply.first_decode_ms)
+    times = (*stages, *reply.gaps_ms)
     if not least <= len(reply.token_ids) <= most:
         problem = f"{len(reply.token_ids)} tokens where {least} to {most} were asked for"
     elif len(reply.gaps_ms) != max(0, len(reply.token_ids) - 1):
@@ -78,6 +80,7 @@ def sample(reply: Reply, image: str, prompt: str, wall_ms: float) -> Sample:
         prompt=prompt,
         preprocess_ms=_rounded(reply.preprocess_ms),
         vision_ms=_rounded(reply.vision_ms),
+        fusion_ms=None if reply.fusion_ms is None else _rounded(reply.fusion_ms),
         prefill_ms=_rounded(reply.prefill_ms),
         first_decode_ms=_rounded(reply.first_decode_ms),
         gaps_ms=[_rounded(gap) for gap in reply.gaps_ms],

@@ -71,6 +71,7 @@ class AnswerStats:
     Attributes:
         preprocess_ms: decoding and resizing the image, rendering and tokenising the prompt.
         vision_ms: pixels to image embeddings; next to nothing where the image was cached.
+        fusion_ms: image and prompt through the fusion; None for models without one.
         prefill_ms: the prompt through the decoder.
         first_decode_ms: the first token sampled and turned into text.
         token_gaps_ms: from each token to the next, in order; time the caller took between pieces is left out.
@@ -84,6 +85,7 @@ class AnswerStats:
 
     preprocess_ms: float
     vision_ms: float
+    fusion_ms: float | None
     prefill_ms: float
     first_decode_ms: float
     token_gaps_ms: tuple[float, ...]
@@ -97,7 +99,7 @@ class AnswerStats:
     @property
     def ttft_ms(self) -> float:
         """Time to first token: image and prompt handed over until the first token is text; the sum of the stages."""
-        return self.preprocess_ms + self.vision_ms + self.prefill_ms + self.first_decode_ms
+        return self.preprocess_ms + self.vision_ms + (self.fusion_ms or 0) + self.prefill_ms + self.first_decode_ms
 
     @property
     def decode_tokens_per_second(self) -> float:

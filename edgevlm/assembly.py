@@ -36,7 +36,8 @@ class ImageAssembler:
         Raises:
             BundleError: the model needs a newline, and features in a square; there is none, or they are not.
         """
-        self._tokens = spec.vision.image_tokens
+        # Of what leaves the vision graph of a model with a fusion, only this much stands in the prompt.
+        self._tokens = spec.vision.image_tokens if spec.fusion is None else spec.fusion.image_tokens
         self._layout = spec.prompt.image_layout
         self._stride = spec.vision.stride if spec.preprocess.patches is not None else 0
         self._tokenizer = tokenizer
@@ -74,7 +75,7 @@ class ImageAssembler:
         if isinstance(self._layout, FramedLayout):
             *before, end = self._texts(image, self._layout)
             framed = [piece for pair in zip(before, features, strict=True) for piece in pair]
-            return [*framed, end]
+            return [*framed, end] if len(end) else framed
         if self._stride:
             return [features.reshape(*self._grid(image), -1)]
         return list(features)
@@ -95,5 +96,8 @@ class ImageAssembler:
                     gap = ""
                 gap = layout.row_end
             gap += layout.tiles_end
-        texts += [gap + layout.whole_text, layout.end_text]
+        if layout.whole_first:
+            texts = [layout.whole_text, *texts, gap + layout.end_text]
+        else:
+            texts += [gap + layout.whole_text, layout.end_text]
         return [np.array(self._tokenizer.encode(text), np.int32) for text in texts]

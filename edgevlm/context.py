@@ -5,6 +5,7 @@ Parts can be compared without touching embeddings, which is how a session finds 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -33,8 +34,39 @@ class Embeddings:
         return len(self.rows)
 
 
-#: What fills the context: a token id, or embeddings, which take as many positions as there are.
-Part: TypeAlias = "int | Embeddings"
+@dataclass(frozen=True)
+class Frames:
+    """An image, or the frames of a video, before it is fused with the prompt (`edgevlm.fusing`).
+
+    Attributes:
+        key: identifies the pixels.
+        rows: embeddings `[V, H]` of each frame.
+        positions: positions that a frame takes in the fused prompt.
+    """
+
+    key: bytes
+    rows: tuple[Float32, ...] = field(compare=False)
+    positions: int
+
+    def __len__(self) -> int:
+        return self.positions * len(self.rows)
+
+
+#: What fills the context: a token id, or embeddings, which take as many positions as there are. `Frames` stand in a
+#: conversation; the decoder is given what the fusion makes of it.
+Part: TypeAlias = "int | Embeddings | Frames"
+
+
+def join_frames(frames: Sequence[Frames]) -> Frames:
+    """The frames of a video, in the order of time, as one image.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not frames:
+        raise ValueError("a video has at least one frame")
+    key = hashlib.blake2b(b"".join(frame.key for frame in frames), digest_size=16).digest()
+    return Frames(key, tuple(rows for frame in frames for rows in frame.rows), frames[0].positions)
 
 
 def image_parts(pieces: Sequence[Piece], key: bytes) -> list[Part]:
@@ -84,9 +116,10 @@ def segments(parts: Sequence[Part]) -> list[Segment]:
         if is_id:
             found.append(np.array(list(run), np.int32))
         else:
-            found += [_segment(part) for part in run if isinstance(part, Embeddings)]
+            found += [_segment(part) for part in run]
     return found
 
 
-def _segment(part: Embeddings) -> Segment:
+def _segment(part: Part) -> Segment:
+    assert isinstance(part, Embeddings), "a prompt with frames is fused before the decoder sees it"
     return part.rows if part.grid is None else part.rows.reshape(*part.grid, -1)

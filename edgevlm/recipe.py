@@ -26,6 +26,7 @@ class VerifyThresholds(BaseModel):
     logits_cosine: float | None = Field(default=None, ge=-1, le=1)
     top1_agreement: float | None = Field(default=None, ge=0, le=1)
     token_agreement: float | None = Field(default=None, ge=0, le=1)
+    fusion_cosine: float | None = Field(default=None, ge=0, le=1)
 
 
 class Recipe(BaseModel):

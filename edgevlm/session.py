@@ -4,6 +4,10 @@ In: an image and a question. Out: an `Answer`, or text as it is generated. The s
 splices image embeddings between token ids, reuses what the key/value cache and the image cache already hold, and times
 each stage, once for all engines.
 
+Models with a fusion (LLaVA-Mini) see image and text mixed: every turn about an image or video fuses the conversation
+anew, from the system text to the new question, as the published code does, and prefills all of it. Only the very same
+prompt is found in the caches.
+
 A session answers one request at a time: it owns one key/value cache. A second request, from another thread or while a
 stream is still open, gets an error at once; load a second session to answer in parallel.
 """
@@ -23,16 +27,27 @@ from typing import TYPE_CHECKING, TypeAlias
 from edgevlm.answer import Answer, AnswerStats, GenerationArguments, GenerationOptions
 from edgevlm.assembly import ImageAssembler
 from edgevlm.bundle import open_bundle
-from edgevlm.context import Part, common_prefix, image_parts, image_positions, segments, splice, total_positions
+from edgevlm.context import (
+    Frames,
+    Part,
+    common_prefix,
+    image_parts,
+    image_positions,
+    join_frames,
+    segments,
+    splice,
+    total_positions,
+)
 from edgevlm.errors import EdgeVLMError, InputError
 from edgevlm.feature_rows import load_newline
+from edgevlm.fusing import PromptFuser
 from edgevlm.generation import Generated, generate_tokens
 from edgevlm.imageio import ImageInput, load_image
 from edgevlm.preprocess import PreparedImage, normalise, prepare
 from edgevlm.prompt import Message, PromptFormatter
-from edgevlm.runtimes.base import DecoderEngine, EngineOptions, EngineStats, Float32, VisionEngine
+from edgevlm.runtimes.base import DecoderEngine, EngineOptions, EngineStats, Float32, FusionEngine, VisionEngine
 from edgevlm.runtimes.checks import check_fits
-from edgevlm.runtimes.select import open_decoder, open_vision
+from edgevlm.runtimes.select import open_decoder, open_fusion, open_vision
 from edgevlm.spec import ModelSpec
 from edgevlm.tokenizer import Tokenizer
 
@@ -80,7 +95,10 @@ def load(
         opened.callback(vision.close)
         decoder = open_decoder(bundle, decoder_engine, options)
         opened.callback(decoder.close)
-        session = Session(bundle.spec, tokenizer, vision, decoder, load_newline(bundle))
+        fusion = open_fusion(bundle, options)
+        if fusion is not None:
+            opened.callback(fusion.close)
+        session = Session(bundle.spec, tokenizer, vision, decoder, load_newline(bundle), fusion)
         opened.pop_all()
     return session
 
@@ -95,10 +113,12 @@ class Session:
         vision: VisionEngine,
         decoder: DecoderEngine,
         newline: Float32 | None = None,
+        fusion: FusionEngine | None = None,
     ) -> None:
         """Put a session together from its parts; `load` does it for a bundle.
 
-        `newline` is the embedding that ends a row of image features, for models that have one.
+        `newline` is the embedding that ends a row of image features, for models that have one; `fusion` is for models
+        with a `FusionSpec`.
 
         Raises:
             BundleError: the chat template is not usable, or a newline is missing.
@@ -108,6 +128,11 @@ class Session:
         self.formatter = PromptFormatter(spec.prompt, tokenizer)
         self._vision = vision
         self._decoder = decoder
+        self._fusion = fusion
+        self._fuser = None
+        if spec.fusion is not None:
+            assert fusion is not None, "a model with a fusion needs its engine"
+            self._fuser = PromptFuser(spec.fusion, fusion, decoder)
         self._assembler = ImageAssembler(spec, tokenizer, newline)
         self._images: OrderedDict[bytes, list[Part]] = OrderedDict()
         self._context: list[Part] = []
@@ -120,6 +145,7 @@ class Session:
         prompt: str,
         *,
         system: str | None = None,
+        video: bool = False,
         **options: Unpack[GenerationArguments],
     ) -> Answer:
         """Answer a question about an image.
@@ -129,13 +155,15 @@ class Session:
                 about several; None asks without an image.
             prompt: the question.
             system: the system message; None takes the model's own, an empty one leaves it out.
+            video: the images are frames of one video, in the order of time, for models that take one. They are to be
+                sampled as in training, LLaVA-Mini's at one a second (`edgevlm.video.sample`).
             options: see `GenerationOptions`.
 
         Raises:
             InputError: the image, the prompt or an option cannot be used, or the prompt does not fit the context.
             EngineError: an engine failed.
         """
-        stream = self.stream(image, prompt, system=system, **options)
+        stream = self.stream(image, prompt, system=system, video=video, **options)
         for _ in stream:
             pass
         return stream.answer
@@ -146,10 +174,11 @@ class Session:
         prompt: str,
         *,
         system: str | None = None,
+        video: bool = False,
         **options: Unpack[GenerationArguments],
     ) -> Stream:
         """Like `generate`, but an iterator of text pieces; once it is exhausted, its `answer` holds the whole."""
-        return self.chat(system).stream(prompt, image, **options)
+        return self.chat(system).stream(prompt, image, video=video, **options)
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation of several turns, in which each image is encoded and prefilled once."""
@@ -165,6 +194,8 @@ class Session:
             self._closed = True
             self._vision.close()
             self._decoder.close()
+            if self._fusion is not None:
+                self._fusion.close()
 
     def __enter__(self) -> Session:
         return self
@@ -180,17 +211,25 @@ class Session:
         tokenise: Callable[[], list[int]],
         images: list[ImageInput],
         options: GenerationOptions,
+        *,
+        video: bool = False,
     ) -> Generator[str, None, tuple[Answer, list[Part]]]:
         """Answer one turn: yield text pieces, return the answer and the context that the next turn continues.
 
         Args:
             history: what the conversation holds so far.
-            tokenise: renders and tokenises what is new, with a placeholder for each of `images`.
+            tokenise: renders and tokenises what is new, with a placeholder for each of `images`, or one for a video.
             images: the new images, in order.
             options: how to generate.
+            video: the images are frames of one video.
+
+        Raises:
+            InputError: a video has no frames, or the model takes none.
         """
         if self._closed:
             raise EdgeVLMError("the session is closed", "session", "load the bundle again")
+        if video:
+            self._check_video(len(images))
         if not self._busy.acquire(blocking=False):
             raise EdgeVLMError(
                 "the session is answering another request", "session", "finish or close that stream, or load a second"
@@ -199,7 +238,8 @@ class Session:
             started = time.perf_counter()
             ids = tokenise()
             tiled = [prepare(load_image(image), self.spec.preprocess, len(images)) for image in images]
-            reserved = total_positions(history) + len(ids) - len(tiled) + sum(map(self._assembler.positions, tiled))
+            placeholders = 1 if video else len(tiled)
+            reserved = total_positions(history) + len(ids) - placeholders + sum(map(self._assembler.positions, tiled))
             check_fits(0, reserved, self._decoder.context_length)
             prepared = time.perf_counter()
             known = bool(tiled)
@@ -208,9 +248,14 @@ class Session:
                 pieces, was_cached = self._encode(image, reuse=options.reuse)
                 encoded.append(pieces)
                 known = known and was_cached
+            if video:
+                frames = [part for parts in encoded for part in parts if isinstance(part, Frames)]
+                encoded = [[join_frames(frames)]]
             seen = time.perf_counter()
             parts = [*history, *splice(ids, encoded)]
-            logits, reused = self._prefill(parts, reuse=options.reuse)
+            given = parts if self._fuser is None else self._fuser.fuse(parts, reuse=options.reuse)
+            fused = time.perf_counter() if self._fuser is not None else seen
+            logits, reused = self._prefill(given, reuse=options.reuse)
             prefilled = time.perf_counter()
 
             prompt = self.spec.prompt
@@ -228,7 +273,8 @@ class Session:
             stats = AnswerStats(
                 preprocess_ms=1000 * (prepared - started),
                 vision_ms=1000 * (seen - prepared),
-                prefill_ms=1000 * (prefilled - seen),
+                fusion_ms=None if self._fuser is None else 1000 * (fused - seen),
+                prefill_ms=1000 * (prefilled - fused),
                 first_decode_ms=1000 * done.first_token_s,
                 token_gaps_ms=tuple(1000 * gap for gap in done.gaps_s),
                 image_tokens=image_positions(parts),
@@ -244,6 +290,12 @@ class Session:
         finally:
             self._busy.release()
 
+    def _check_video(self, frames: int) -> None:
+        if self.spec.fusion is None:
+            raise InputError("this model takes no video", "video", "ask about one image, or about several")
+        if frames == 0:
+            raise InputError("the video has no frames", "video", "give at least one")
+
     def _encode(self, image: PreparedImage, *, reuse: bool) -> tuple[list[Part], bool]:
         """What an image becomes in the context, from the cache if it is there; the oldest of eight leaves it."""
         cached = self._images.get(image.key)
@@ -251,7 +303,11 @@ class Session:
             self._images.move_to_end(image.key)
             return cached, True
         features = self._vision.encode(normalise(image.tiles, self.spec.preprocess))
-        parts = self._images[image.key] = image_parts(self._assembler.pieces(features, image), image.key)
+        if self.spec.fusion is None:
+            parts = image_parts(self._assembler.pieces(features, image), image.key)
+        else:
+            parts = [Frames(image.key, tuple(features), self.spec.fusion.image_tokens)]
+        self._images[image.key] = parts
         self._images.move_to_end(image.key)
         if len(self._images) > _CACHED_IMAGES:
             self._images.popitem(last=False)
@@ -310,27 +366,36 @@ class Chat:
         self._messages = messages
         self._parts: list[Part] = []
 
-    def ask(self, prompt: str, image: Images | None = None, **options: Unpack[GenerationArguments]) -> Answer:
-        """Ask, with new images or about the earlier ones; only what is new goes through the decoder.
+    def ask(
+        self, prompt: str, image: Images | None = None, *, video: bool = False, **options: Unpack[GenerationArguments]
+    ) -> Answer:
+        """Ask, with new images (or frames of a video) or about the earlier ones; only what is new is prefilled.
+
+        Models with a fusion prefill the whole conversation in each turn about an image or a video.
 
         Raises:
             InputError: the image, the prompt or an option cannot be used, or the conversation fills the context.
             EngineError: an engine failed.
         """
-        stream = self.stream(prompt, image, **options)
+        stream = self.stream(prompt, image, video=video, **options)
         for _ in stream:
             pass
         return stream.answer
 
-    def stream(self, prompt: str, image: Images | None = None, **options: Unpack[GenerationArguments]) -> Stream:
+    def stream(
+        self, prompt: str, image: Images | None = None, *, video: bool = False, **options: Unpack[GenerationArguments]
+    ) -> Stream:
         """Like `ask`, but an iterator of text pieces."""
-        return Stream(self._turn(prompt, image, GenerationOptions(**options)))
+        return Stream(self._turn(prompt, _as_list(image), GenerationOptions(**options), video))
 
-    def _turn(self, prompt: str, image: Images | None, options: GenerationOptions) -> Generator[str, None, Answer]:
-        images = _as_list(image)
-        messages = [*self._messages, Message("user", prompt, len(images))]
+    def _turn(
+        self, prompt: str, images: list[ImageInput], options: GenerationOptions, video: bool
+    ) -> Generator[str, None, Answer]:
+        messages = [*self._messages, Message("user", prompt, 1 if video else len(images))]
         render = self._session.formatter.follow_up if self._parts else self._session.formatter.start
-        answer, parts = yield from self._session.run(self._parts, lambda: render(messages), images, options)
+        answer, parts = yield from self._session.run(
+            self._parts, lambda: render(messages), images, options, video=video
+        )
         self._messages = [*messages, Message("assistant", answer.text)]
         self._parts = parts
         return answer

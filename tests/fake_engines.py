@@ -1,18 +1,30 @@
 """Engines without a runtime: their output depends on all that is in the cache, so a wrong cache shows in the answer."""
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edgevlm.models.fastvlm import CHAT_TEMPLATE
-from edgevlm.runtimes.base import EngineStats, Float32, Segment
+from edgevlm.runtimes.base import EngineStats, Float32, Int32, Segment
 from edgevlm.session import Session
-from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
+from edgevlm.spec import (
+    DecoderSpec,
+    FastViTHDSpec,
+    FusionSpec,
+    MlpProjectorSpec,
+    ModelSpec,
+    PreprocessSpec,
+    PromptSpec,
+    VisionSpec,
+)
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.tokenizer import build_tokenizer
 
 HIDDEN, TOKENS, VOCAB, STOP = 8, 4, 1024, 1022
+#: Rows of an image that the fake fusion keeps.
+FUSED = 1
 SPEC = ModelSpec(
     family="fastvlm",
     name="fake",
@@ -42,6 +54,27 @@ class FakeVision:
         self.closed = True
 
 
+class FakeFusion:
+    """Each row gets the mean of all rows up to it, so that every row depends on the image and the text before it."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.closed = False
+
+    def fuse(self, image: Float32, text: Float32) -> Float32:
+        self.runs += 1
+        rows = np.concatenate((image, text))
+        means = np.cumsum(rows, axis=0) / np.arange(1, len(rows) + 1)[:, None]
+        result: Float32 = means[-(FUSED + len(text)) :].astype(np.float32)
+        return result
+
+    def stats(self) -> EngineStats:
+        return EngineStats("fake fusion")
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class FakeDecoder:
     """The next token is a letter chosen by a checksum of the cache, or the next of `script`."""
 
@@ -63,6 +96,10 @@ class FakeDecoder:
         self.cache += rows
         assert len(self.cache) <= self.context_length
         return self._logits()
+
+    def embed(self, ids: Int32) -> Float32:
+        """Rows that are no rows of an image."""
+        return np.repeat(ids[:, None].astype(np.float32) + 0.5, HIDDEN, axis=1)
 
     def decode(self, token: int) -> Float32:
         self.cache.append(np.int32(token).tobytes())
@@ -95,3 +132,13 @@ def fake_session(folder: Path, decoder: FakeDecoder | None = None) -> tuple[Sess
         build_tokenizer().save(str(path))
     vision, decoder = FakeVision(), decoder or FakeDecoder()
     return Session(SPEC, Tokenizer(path), vision, decoder), vision, decoder
+
+
+def fused_session(folder: Path) -> tuple[Session, FakeVision, FakeFusion, FakeDecoder]:
+    """The same with a fusion, one image a conversation."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        build_tokenizer().save(str(path))
+    spec = replace(SPEC, fusion=FusionSpec(1, FUSED), prompt=replace(SPEC.prompt, max_images=1))
+    vision, fusion, decoder = FakeVision(), FakeFusion(), FakeDecoder()
+    return Session(spec, Tokenizer(path), vision, decoder, fusion=fusion), vision, fusion, decoder

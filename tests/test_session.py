@@ -259,6 +259,7 @@ def test_stages_add_up_to_the_time_to_first_token(folder: Path, monkeypatch: pyt
     stages = [stats.preprocess_ms, stats.vision_ms, stats.prefill_ms, stats.first_decode_ms]
     assert min(stages) >= 1000
     assert stats.ttft_ms == sum(stages)
+    assert stats.fusion_ms is None
     assert len(stats.token_gaps_ms) == 3
     assert stats.decode_tokens_per_second == pytest.approx(3000 / sum(stats.token_gaps_ms))
 

@@ -11,7 +11,7 @@ import pytest
 
 from edgevlm.answer import GenerationArguments
 from edgevlm.models.fastvlm import CHAT_TEMPLATE
-from edgevlm.runtimes.base import EngineStats, Float32, Segment
+from edgevlm.runtimes.base import EngineStats, Float32, Int32, Segment
 from edgevlm.session import Session
 from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
 from edgevlm.tokenizer import Tokenizer
@@ -63,6 +63,9 @@ class InstantDecoder:
     def prefill(self, segments: list[Segment]) -> Float32:
         self.position += sum(len(segment) for segment in segments)
         return self._row()
+
+    def embed(self, ids: Int32) -> Float32:
+        return np.zeros((len(ids), 1), np.float32)
 
     def decode(self, token: int) -> Float32:
         del token

@@ -30,6 +30,7 @@ _SILENCE_S = 600.0
     type=click.Path(path_type=Path),
     help="JPEG, PNG, WebP, BMP or GIF; several times for a question about several.  [default: none]",
 )
+@click.option("--video", is_flag=True, help="The images are frames of one video, in order, one a second.")
 @click.option("--prompt", required=True, help="The question.")
 @click.option("--system", help="System message.  [default: the model's own]")
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Length of the answer at most.")
@@ -144,8 +145,9 @@ def _waiting() -> Iterator[Callable[[], None]]:
 
 def _print_stats(stats: dict[str, Any], peak_rss_bytes: int) -> None:
     gaps = sorted(stats["token_gaps_ms"])
-    stages = ("preprocess", "vision", "prefill", "first_decode")
-    rows = [[stage.replace("_", " "), f"{stats[stage + '_ms']:.1f} ms"] for stage in stages]
+    stages = ("preprocess", "vision", "fusion", "prefill", "first_decode")
+    times = [(stage, stats[f"{stage}_ms"]) for stage in stages]
+    rows = [[stage.replace("_", " "), f"{time:.1f} ms"] for stage, time in times if time is not None]
     rows.append(["time to first token", f"{stats['ttft_ms']:.1f} ms"])
     if gaps:
         rows.append(["per token (median)", f"{gaps[len(gaps) // 2]:.1f} ms"])

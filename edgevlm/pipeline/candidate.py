@@ -1,9 +1,10 @@
 """Run an exported bundle on fixed inputs, in a process of its own, for verification.
 
 In: a bundle and a folder with `inputs.npz`: images as uint8 `[H, W, 3]`, the original's features of their tiles
-`[T, N, hidden]`, and prompts as token ids in which `IMAGE_PLACEHOLDER` stands for the image. Out, in that folder:
-`outputs.npz` with the bundle's own features, the logits after each prompt when it is fed the original's features (so
-that the decoder is judged alone), and the greedy tokens of the whole bundle. Device half: no torch.
+`[T, N, hidden]`, prompts as token ids in which `IMAGE_PLACEHOLDER` stands for the image, and, for models with a
+fusion, the original's fused prompts `[L, hidden]`. Out, in that folder: `outputs.npz` with the bundle's own features,
+its fused prompts made of the original's features, the logits after each prompt when it is fed what the original feeds
+its decoder (so that the decoder is judged alone), and the greedy tokens of the whole bundle. Device half: no torch.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import numpy as np
 
 from edgevlm.assembly import ImageAssembler
 from edgevlm.bundle import Bundle, open_bundle
-from edgevlm.context import image_parts, segments, splice
+from edgevlm.context import Frames, image_parts, segments, splice
 from edgevlm.feature_rows import load_newline
+from edgevlm.fusing import PromptFuser
 from edgevlm.imageio import load_image
 from edgevlm.preprocess import normalise, prepare
-from edgevlm.runtimes import open_decoder, open_vision
+from edgevlm.runtimes import open_decoder, open_fusion, open_vision
 from edgevlm.runtimes.base import DecoderEngine, EngineOptions, Segment
 from edgevlm.tokenizer import Tokenizer
 
@@ -45,6 +47,7 @@ def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) 
         images = [prepare(load_image(inputs[f"image{index}"]), opened.spec.preprocess) for index in range(count)]
         reference = [inputs[f"features{index}"] for index in range(count)]
         prompts = [inputs[f"prompt{index}"].tolist() for index in range(asked)]
+        fused = {index: inputs[f"fused{index}"] for index in range(asked) if opened.spec.fusion is not None}
     tokenizer = Tokenizer(opened.artifact("tokenizer", "tokenizer.json"))
     assembler = ImageAssembler(opened.spec, tokenizer, load_newline(opened))
     longest = max(map(assembler.positions, images)) + max(map(len, prompts)) + tokens
@@ -54,19 +57,28 @@ def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) 
     names = {"vision": vision.stats().name}
     vision.close()
     decoder = open_decoder(opened, "auto", options)
-    logits, answers = [], {}
+    fusion = open_fusion(opened, options)
+    logits, answers, found = [], {}, {f"features{index}": rows for index, rows in enumerate(features)}
     for index, prompt in enumerate(prompts):
         image = index * count // asked
-        fed, original = (
-            segments(splice(prompt, [image_parts(assembler.pieces(rows[image], images[image]), images[image].key)]))
-            for rows in (features, reference)
-        )
+        key, rows = images[image].key, (features[image], reference[image])
+        if fusion is None or opened.spec.fusion is None:
+            pieces = (image_parts(assembler.pieces(each, images[image]), key) for each in rows)
+            fed, original = (segments(splice(prompt, [parts])) for parts in pieces)
+        else:
+            numbers, fuser = opened.spec.fusion, PromptFuser(opened.spec.fusion, fusion, decoder)
+            asked_about = (splice(prompt, [[Frames(key, tuple(each), numbers.image_tokens)]]) for each in rows)
+            fed, ours = (segments(fuser.fuse(parts, reuse=False)) for parts in asked_about)
+            found[f"fused{index}"] = np.concatenate(ours)
+            original = [fused[index]]
         decoder.reset(0)
         logits.append(np.array(decoder.prefill(original)))
         answers[f"tokens{index}"] = np.array(greedy(decoder, fed, tokens, opened.spec.prompt.stop_token_ids))
         send([index + 1, asked])
     names["decoder"] = decoder.stats().name
     decoder.close()
-    found = {f"features{index}": rows for index, rows in enumerate(features)}
+    if fusion is not None:
+        names["fusion"] = fusion.stats().name
+        fusion.close()
     np.savez(Path(folder) / "outputs.npz", allow_pickle=False, logits=np.stack(logits), **found, **answers)
     return names

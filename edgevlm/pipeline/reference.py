@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from edgevlm.models.decoder import KeyValue, join_axes, rotary_tables
 from edgevlm.models.vlm import VlmModel
 from edgevlm.patches import graph_inputs
+from edgevlm.prompt import IMAGE_PLACEHOLDER
 from edgevlm.runtimes.base import Segment
 from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import DecoderSpec
@@ -31,7 +32,6 @@ def _float(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).float()
 
 
-@torch.inference_mode()
 class _Widened(nn.Module):
     """Stands for a layer: it becomes float32 while it runs."""
 
@@ -51,6 +51,7 @@ def _float_by_layers(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo).float()
 
 
+@torch.inference_mode()
 def image_features(model: VlmModel, images: list[Float32]) -> list[Float32]:
     """Pixels of each image's tiles `[T, 3, R, R]` to their features `[T, N, hidden]`, one tile at a time.
 
@@ -68,6 +69,37 @@ def image_features(model: VlmModel, images: list[Float32]) -> list[Float32]:
 def token_embeddings(model: VlmModel, ids: list[int]) -> Float32:
     """Embeddings `[L, hidden]` of token ids."""
     return F.embedding(torch.tensor(ids), model.decoder.embed_tokens.weight).float().numpy()
+
+
+@torch.inference_mode()
+def fused_prompts(model: VlmModel, images: list[Float32], prompts: list[list[int]]) -> list[Float32]:
+    """What the decoder of a model with a fusion sees, one fusion layer at a time.
+
+    Args:
+        model: the original.
+        images: embeddings `[V, hidden]` of each prompt's image.
+        prompts: token ids in which `IMAGE_PLACEHOLDER` stands for the image.
+
+    Returns:
+        float32 `[L - 1 + Q, hidden]` per prompt: positions that are masked (the image's and those of token id 0) keep
+        their raw embedding, and the image's is replaced by its Q fused tokens.
+    """
+    fusion = model.fusion
+    assert fusion is not None
+    raws = [token_embeddings(model, [max(token, 0) for token in prompt]) for prompt in prompts]
+    valid = [np.array(prompt) > 0 for prompt in prompts]
+    texts = [raw[mask] for raw, mask in zip(raws, valid, strict=True)]
+    states = [torch.from_numpy(np.concatenate(pair))[None] for pair in zip(images, texts, strict=True)]
+    for stored in fusion.layers:
+        layer = _float(stored)
+        states = [layer(x, fusion.rotary(x.shape[1]), None, None)[0] for x in states]
+    fused = []
+    for raw, mask, prompt, text, x in zip(raws, valid, prompts, texts, states, strict=True):
+        kept = x[0, -(fusion.image_tokens + len(text)) :].numpy()
+        raw[mask] = kept[fusion.image_tokens :]
+        place = prompt.index(IMAGE_PLACEHOLDER)
+        fused.append(np.concatenate((raw[:place], kept[: fusion.image_tokens], raw[place + 1 :])))
+    return fused
 
 
 @torch.inference_mode()

@@ -4,7 +4,9 @@ In: the original `VlmModel`, the bundle's folder, and thresholds. Out: one `Pari
 fixed: two generated images and four questions about each. Metrics:
 
 - vision, cosine: of the image features, the smaller of the two images;
-- decoder, logits cosine: after each prompt, with the original's image features, the mean of eight;
+- fusion, cosine, for models that have one: of the fused prompts, with the original's image features, the smallest of
+  eight;
+- decoder, logits cosine: after each prompt, with the original's image features or fused prompt, the mean of eight;
 - decoder, top-1 agreement: share of those prompts with the same likeliest token;
 - bundle, token agreement: of the greedy answers of the whole bundle (at most eight tokens), the share of tokens up to
   the first that the original, at the same place, would not have chosen.
@@ -13,7 +15,7 @@ fixed: two generated images and four questions about each. Metrics:
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,12 +29,13 @@ from edgevlm.context import Part, image_parts, segments, splice
 from edgevlm.errors import ParityError
 from edgevlm.exporters.base import Precision, Progress
 from edgevlm.imageio import load_image
+from edgevlm.models.footprint import release
 from edgevlm.models.vlm import VlmModel
 from edgevlm.pipeline import reference
-from edgevlm.models.footprint import release
 from edgevlm.preprocess import PreparedImage, normalise, prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.recipe import VerifyThresholds
+from edgevlm.runtimes.base import Segment
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.scenes import scenes
 
@@ -52,21 +55,21 @@ class Thresholds:
     logits_cosine: float
     top1_agreement: float
     token_agreement: float
+    fusion_cosine: float
 
 
 #: By the precision of the decoder; `vision_cosine` is looked up by that of the vision tower.
 THRESHOLDS: dict[Precision, Thresholds] = {
-    "fp32": Thresholds(0.9999, 0.9999, 1.0, 1.0),
-    "fp16": Thresholds(0.999, 0.999, 1.0, 0.9),
-    "int8": Thresholds(0.99, 0.99, 0.875, 0.75),
-    "int4": Thresholds(0.9, 0.9, 0.625, 0.5),
+    "fp32": Thresholds(0.9999, 0.9999, 1.0, 1.0, 0.9999),
+    "fp16": Thresholds(0.999, 0.999, 1.0, 0.9, 0.999),
+    "int8": Thresholds(0.99, 0.99, 0.875, 0.75, 0.99),
+    "int4": Thresholds(0.9, 0.9, 0.625, 0.5, 0.9),
 }
 
 
 def thresholds(decoder: Precision, vision: Precision, overrides: VerifyThresholds) -> Thresholds:
     """The table's row for these precisions, with the recipe's overrides."""
-    row = THRESHOLDS[decoder]
-    table = Thresholds(THRESHOLDS[vision].vision_cosine, row.logits_cosine, row.top1_agreement, row.token_agreement)
+    table = replace(THRESHOLDS[decoder], vision_cosine=THRESHOLDS[vision].vision_cosine)
     given = {name: value for name, value in overrides.model_dump().items() if value is not None}
     return Thresholds(**{**vars(table), **given})
 
@@ -93,8 +96,10 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
         arrays |= {f"image{index}": picture for index, picture in enumerate(pictures)}
         arrays |= {f"features{index}": rows for index, rows in enumerate(features)}
         arrays |= {f"prompt{index}": np.array(prompt) for index, prompt in enumerate(prompts)}
+        fused = _fused_prompts(model, features, prompts)
+        arrays |= {f"fused{index}": rows for index, rows in enumerate(fused)}
         np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
-        release(model.vision, model.decoder)
+        release(model.vision, *([] if model.fusion is None else [model.fusion]), model.decoder)
         run_child(
             "edgevlm.pipeline.candidate:measure",
             {"bundle": str(bundle), "folder": name, "tokens": TOKENS},
@@ -103,16 +108,23 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
         )
         with np.load(folder / "outputs.npz", allow_pickle=False) as outputs:
             found = [outputs[f"features{index}"] for index in range(len(images))]
+            found_fused = [outputs[f"fused{index}"] for index in range(len(fused))]
             logits = outputs["logits"]
             answers = [outputs[f"tokens{index}"].tolist() for index in range(len(prompts))]
     progress(2, 3, "verify: the original answers")
-    first, agreed = _reference_answers(model, prompts, answers, _image_parts(model, images, features))
+    if fused:
+        given: list[list[Segment]] = [[rows] for rows in fused]
+    else:
+        given = _spliced(prompts, _image_parts(model, images, features))
+    first, agreed = _reference_answers(model, given, answers)
     values = {
         ("vision", "vision_cosine"): min(cosine(a, b) for a, b in zip(found, features, strict=True)),
         ("decoder", "logits_cosine"): float(np.mean([cosine(a, b) for a, b in zip(logits, first, strict=True)])),
         ("decoder", "top1_agreement"): float(np.mean(logits.argmax(-1) == first.argmax(-1))),
         ("bundle", "token_agreement"): sum(agreed) / sum(map(len, answers)),
     }
+    if fused:
+        values["fusion", "fusion_cosine"] = min(cosine(a, b) for a, b in zip(found_fused, fused, strict=True))
     progress(3, 3, "verified")
     return [
         ParityResult(
@@ -166,21 +178,37 @@ def _image_parts(model: VlmModel, images: list[PreparedImage], features: list[re
     return [image_parts(assembler.pieces(rows, image), image.key) for image, rows in pairs]
 
 
+def _fused_prompts(
+    model: VlmModel, features: list[reference.Float32], prompts: list[list[int]]
+) -> list[reference.Float32]:
+    """What the original's decoder sees of each prompt, for a model with a fusion; else nothing."""
+    if model.fusion is None:
+        return []
+    images = [features[index * len(features) // len(prompts)][0] for index in range(len(prompts))]
+    return reference.fused_prompts(model, images, prompts)
+
+
+def _spliced(prompts: list[list[int]], images: list[list[Part]]) -> list[list[Segment]]:
+    """The prompts with their images in place."""
+    return [
+        segments(splice(prompt, [images[index * len(images) // len(prompts)]])) for index, prompt in enumerate(prompts)
+    ]
+
+
 def _reference_answers(
-    model: VlmModel, prompts: list[list[int]], answers: list[list[int]], images: list[list[Part]]
+    model: VlmModel, prompts: list[list[Segment]], answers: list[list[int]]
 ) -> tuple[reference.Float32, list[int]]:
     """The original's logits after each prompt `[P, V]`, and how many leading tokens of each answer it agrees with.
 
     One pass over prompt and answer together: the logits before each answer token tell what the original chose there.
     """
     sequences, counts = [], []
-    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        image = images[index * len(images) // len(prompts)]
-        parts = [
-            part if part.ndim > 1 else reference.token_embeddings(model, part.tolist())
-            for part in segments(splice([*prompt, *answer[:-1]], [image]))
-        ]
-        sequences.append(parts)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        said = [np.array(answer[:-1], np.int32)] if len(answer) > 1 else []
+        parts = [*prompt, *said]
+        sequences.append(
+            [part if part.ndim > 1 else reference.token_embeddings(model, part.tolist()) for part in parts]
+        )
         counts.append(len(answer))
     logits = reference.last_logits(model, sequences, counts)
     agreed = []

@@ -114,7 +114,7 @@ def _without_weights(vision: VisionModel, mode: FakeTensorMode) -> VisionModel:
 
 def _bind_weights(model: ir.Model, vision: VisionModel) -> None:
     """Give the initializers their values: float32, converted when they are read. Transposed matrices stay so."""
-    graph, state = model.graph, vision.state_dict()
+    graph, state = model.graph, {**dict(vision.named_buffers()), **vision.state_dict()}
     for name, value in list(graph.initializers.items()):
         if name not in state:
             continue
@@ -232,13 +232,15 @@ def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Va
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns about operators of libraries that are not installed, and about its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter warns about libraries that are not installed, its own deprecations, and what it does not fold."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript.optimizer")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

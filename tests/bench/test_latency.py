@@ -66,6 +66,17 @@ def test_ttft_is_the_sum_of_its_stages_and_caches_stay_apart() -> None:
     assert latency.ttft_cold_ms == samples.of("cold")[0].ttft_ms
 
 
+def test_a_fusion_is_a_stage_of_its_own_where_there_is_one() -> None:
+    without = summarise_latency(gathered(), None)
+    latency = summarise_latency(gathered({"steady": {"fusion_ms": 100.0}}), None)
+    assert latency is not None
+    assert without is not None
+    assert without.stages.fusion_ms is None
+    assert latency.stages.fusion_ms is not None
+    assert latency.stages.fusion_ms.median == 100
+    assert latency.ttft_steady_ms.mean == pytest.approx(without.ttft_steady_ms.mean + 100)
+
+
 def test_decode_speed_leaves_ttft_out() -> None:
     latency = summarise_latency(gathered({"steady": {"gaps_ms": [10.0] * 11, "vision_ms": 5000.0}}), None)
     assert latency is not None
