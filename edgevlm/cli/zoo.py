@@ -57,7 +57,7 @@ def synth(name: str, out: Path, tiny: bool, resolution: int | None, seed: int, f
 
 
 @command.command()
-@click.argument("name", type=click.Choice(["nano-fastvlm", "nano-llava", "nano-llava-mini"]))
+@click.argument("name", type=click.Choice(["nano-fastvlm", "nano-llava", "nano-llava-mini", "nano-tinygpt-v"]))
 @_OUT
 @click.option("--images", type=click.IntRange(min=1), help="Images to train on.  [default: as the shipped model]")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped.")

@@ -6,11 +6,13 @@ from edgevlm.errors import InputError
 
 _MODELS = Path(__file__).parent / "models"
 _PREFIX = "zoo:"
+# What tells a checkpoint's folder: a configuration, or the list of the sources that make one.
+_CHECKPOINTS = ("config.json", "edgevlm-sources.yaml")
 
 
 def models() -> list[str]:
     """Names of the checkpoints that ship with EdgeVLM, for use as `zoo:NAME`."""
-    return sorted(path.parent.name for path in _MODELS.glob("*/config.json"))
+    return sorted(path.parent.name for file in _CHECKPOINTS for path in _MODELS.glob(f"*/{file}"))
 
 
 def resolve(name: str) -> Path:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from edgevlm.spec import PreprocessSpec
 from edgevlm.zoo.drawing import COLOURS, SHAPES, Pixels, Scene, render
-from edgevlm.zoo.nano import NanoSpec
+from edgevlm.zoo.nano import NanoSpec, PromptPieces
 from edgevlm.zoo.scenes import Question, ask, compose, scene_rng
-from edgevlm.zoo.tokenizer import SYSTEM_PROMPT
 
 # How often one image is asked each type: what a decoder learns slowly is asked more often.
 QUESTIONS_PER_IMAGE = {"colour": 1, "shape": 1, "count": 1, "relation": 3, "existence": 3, "number": 1}
@@ -89,23 +88,23 @@ def describe_scene(
     return replace(scene, clutter=scribbles), rng
 
 
-def cell_targets(scenes: list[Scene], grid: int) -> CellTargets:
+def cell_targets(scenes: list[Scene], rows: int, columns: int) -> CellTargets:
     """Targets of the auxiliary heads: the cell that holds the centre of a shape or digit answers for it.
 
     Other cells well inside a shape also name its shape and colour, those close to a digit's centre the digit, and all
     of a plate the place of the nearest digit: on a fine grid, most of what can be learned from them.
     """
-    shape = (len(scenes), grid * grid)
+    shape = (len(scenes), rows * columns)
     kind = torch.zeros(shape, dtype=torch.long)
     rest = {name: torch.full(shape, IGNORE) for name in ("shape", "colour", "digit", "place")}
     centre = torch.zeros(*shape, 2)
-    side = (torch.arange(grid) + 0.5) / grid
-    middles = torch.cartesian_prod(side, side).flip(-1)
+    down, across = ((torch.arange(count) + 0.5) / count for count in (rows, columns))
+    middles = torch.cartesian_prod(down, across).flip(-1)
     for row, scene in enumerate(scenes):
 
         def cell(x: float, y: float, scene: Scene = scene, row: int = row) -> int:
-            column = min(grid - 1, int(x * grid / scene.size))
-            index = min(grid - 1, int(y * grid / scene.size)) * grid + column
+            column = min(columns - 1, int(x * columns / scene.size))
+            index = min(rows - 1, int(y * rows / scene.size)) * columns + column
             centre[row, index] = torch.tensor([x / scene.size, y / scene.size])
             return index
 
@@ -159,7 +158,7 @@ class Pointers:
     place: Tensor
 
 
-def pointers(packed: Packed, scenes: list[Scene], tokenizer: Tokenizer, grid: int) -> Pointers:
+def pointers(packed: Packed, scenes: list[Scene], tokenizer: Tokenizer, rows: int, columns: int) -> Pointers:
     """Nouns look at things, and the end of each prompt at the first and the last noun of its question.
 
     A noun is a shape word (`circle`, or the second word of `red circle`) or the `object` of `red object`. It points to
@@ -183,7 +182,7 @@ def pointers(packed: Packed, scenes: list[Scene], tokenizer: Tokenizer, grid: in
             target, where = 0, (math.nan, math.nan)
             if len(named) == 1:
                 x, y = where = (named[0].x / scene.size, named[0].y / scene.size)
-                target = start + int(y * grid) * grid + int(x * grid)
+                target = start + int(y * rows) * columns + int(x * columns)
             at.append((0, row, column, target))
             place.append(where)
             nouns.setdefault(segments[column], []).append((column, where))
@@ -201,23 +200,17 @@ def questions_for(scene: Scene, rng: np.random.Generator) -> list[Question]:
     return [unique[i] for i in rng.permutation(len(unique))]
 
 
-def prompt_pieces(question: str) -> tuple[str, str]:
-    """The deployed prompt, before and after the image (template `qwen_2` of FastVLM)."""
-    before = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
-    return before, f"\n{question}<|im_end|>\n<|im_start|>assistant\n"
-
-
-def pack(per_image: list[list[Question]], tokenizer: Tokenizer, image_tokens: int) -> Packed:
+def pack(per_image: list[list[Question]], tokenizer: Tokenizer, image_tokens: int, style: PromptPieces) -> Packed:
     """Lay the questions of each image behind one prefix; each sees the prefix and itself, positions restart."""
-    prefix = tokenizer.encode(prompt_pieces("")[0]).ids + [-1] * image_tokens
+    prefix = tokenizer.encode(style.before).ids + [-1] * image_tokens
     rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
     questions: list[Question] = []
     for asked in per_image:
         ids, labels = list(prefix), [IGNORE] * len(prefix)
         positions, segment = list(range(len(prefix))), [IGNORE] * len(prefix)
         for question in asked:
-            prompt = tokenizer.encode(prompt_pieces(question.question)[1]).ids
-            answer = tokenizer.encode(question.answer + "<|im_end|>").ids
+            prompt = tokenizer.encode(style.behind.format(question=question.question)).ids
+            answer = tokenizer.encode(question.answer + style.end).ids
             ids += prompt + answer[:-1]
             labels += [IGNORE] * (len(prompt) - 1) + answer
             length = len(prompt) + len(answer) - 1

@@ -33,7 +33,7 @@ pipeline_tag: image-text-to-text
 
 # {name}
 
-Small enough to ship with a test suite: {_encoder(settings.spec)}, the two-layer projector,{_fusion(settings.spec)} and
+Small enough to ship with a test suite: {_encoder(settings.spec)}, {_projector(settings.spec)} and
 a decoder of {decoder.architecture}'s shape ({decoder.num_hidden_layers} layers of width {decoder.hidden_size},
 {decoder.vocab_size} rows). The files have the layout of {layout}. No published weights went into it. It knows the six
 kinds of question of `scenes` and nothing else.
@@ -67,18 +67,25 @@ def _encoder(spec: NanoSpec) -> str:
     if isinstance(encoder, FastViTHDSpec):
         return f"a FastViTHD-shaped encoder\n(widths {encoder.dims}, depths {encoder.depths}, {size})"
     vit = encoder.vit if isinstance(encoder, CompressedVitSpec) else encoder
+    if spec.text is None:
+        return (
+            f"an EVA-shaped encoder\n({vit.num_hidden_layers} layers of width {vit.hidden_size}, class token, {size})"
+        )
     return (
         f"a CLIP-shaped encoder\n({vit.num_hidden_layers + 1} layers of width {vit.hidden_size}, class token, {size}, "
         "taken before the last layer)"
     )
 
 
-def _fusion(spec: NanoSpec) -> str:
-    if spec.fusion is None:
-        return ""
-    return f"""
-a compressor to {spec.fusion.image_tokens} token, {spec.fusion.num_hidden_layers} pre-fusion layers over patches, that \
-token and the text,"""
+def _projector(spec: NanoSpec) -> str:
+    if spec.fusion is not None:
+        return (
+            f"a compressor to\n{spec.fusion.image_tokens} token, the two-layer projector, "
+            f"{spec.fusion.num_hidden_layers} pre-fusion layers over patches, that token and the text,"
+        )
+    if spec.queries is None:
+        return "the two-layer projector"
+    return f"a Q-Former\nof {spec.queries.num_queries} queries ({spec.queries.num_hidden_layers} layers)"
 
 
 def _stages(settings: Settings) -> str:
@@ -88,6 +95,8 @@ def _stages(settings: Settings) -> str:
             "vision": f"""First the encoder, with
 auxiliary heads that name what lies at each visual token (dropped afterwards), on canvases fuller than the test
 scenes{_contrastive(settings.spec)}.""",
+            "queries": """Then the Q-Former,
+whose queries learned to name what lies each in one region of the image.""",
             "align": f"""Then the decoder of
 `{settings.start_from}` was put behind it, and the projector alone learned to speak to it.""",
             "answers": """Then, on the resting

@@ -152,10 +152,10 @@ def retrieval(images: Tensor, texts: Tensor) -> float:
     return float(((images @ texts.T).argmax(-1) == torch.arange(len(images))).float().mean())
 
 
-def sincos_positions(grid: int, width: int) -> Tensor:
-    """Start values [grid * grid, width] of a learned table of positions: sines and cosines of row and column."""
+def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
+    """Start values [rows * columns, width] of a learned table of positions: sines and cosines of row and column."""
     quarter = width // 4
-    angles = torch.arange(grid)[:, None] / 100 ** (torch.arange(quarter) / quarter)
+    angles = torch.arange(max(rows, columns))[:, None] / 100 ** (torch.arange(quarter) / quarter)
     one = torch.cat((angles.sin(), angles.cos()), dim=-1)
-    rows, columns = one[:, None].expand(-1, grid, -1), one[None].expand(grid, -1, -1)
-    return torch.cat((rows, columns), dim=-1).reshape(grid * grid, -1)
+    down, across = one[:rows, None].expand(-1, columns, -1), one[None, :columns].expand(rows, -1, -1)
+    return torch.cat((down, across), dim=-1).reshape(rows * columns, -1)

@@ -14,11 +14,12 @@ from itertools import islice
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from edgevlm.models import VlmModel, load, resolve
-from edgevlm.zoo.batches import pixels, prompt_pieces
+from edgevlm.prompt import IMAGE_PLACEHOLDER, Message, PromptFormatter
+from edgevlm.tokenizer import Tokenizer
+from edgevlm.zoo.batches import pixels
 from edgevlm.zoo.drawing import Pixels
 from edgevlm.zoo.scenes import TYPES, Item, chance, scenes
 
@@ -40,10 +41,11 @@ class Score:
 @torch.inference_mode()
 def answers(model: VlmModel, items: list[Item]) -> list[str]:
     """Greedy answers to `items`, in their order; images must have the model's input size."""
-    tokenizer = Tokenizer.from_file(str(model.tokenizer_files["tokenizer.json"]))
-    before = tokenizer.encode(prompt_pieces("")[0]).ids
+    tokenizer = Tokenizer(model.tokenizer_files["tokenizer.json"])
+    formatter = PromptFormatter(model.spec.prompt, tokenizer)
+    system = formatter.system_messages(None)
     embeddings = _encode(model, {item.image_id: item.image for item in items})
-    prompts = [tokenizer.encode(prompt_pieces(item.question)[1]).ids for item in items]
+    prompts = [formatter.start([*system, Message("user", item.question, images=1)]) for item in items]
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         by_length[len(prompt)].append(index)
@@ -52,9 +54,10 @@ def answers(model: VlmModel, items: list[Item]) -> list[str]:
         for start in range(0, len(indices), _BATCH):
             batch = indices[start : start + _BATCH]
             images = torch.stack([embeddings[items[i].image_id] for i in batch])
-            ids = [before + prompts[i] for i in batch]
-            for index, produced in zip(batch, greedy(model, ids, len(before), images), strict=True):
-                results[index] = str(tokenizer.decode(produced))
+            split = prompts[batch[0]].index(IMAGE_PLACEHOLDER)
+            ids = [prompts[i][:split] + prompts[i][split + 1 :] for i in batch]
+            for index, produced in zip(batch, greedy(model, ids, split, images), strict=True):
+                results[index] = tokenizer.decode(produced)
     return results
 
 

@@ -6,13 +6,14 @@ A family is an entry of `FAMILIES`; the trainer, the stages, the losses and the 
 from dataclasses import dataclass, replace
 
 from edgevlm.errors import InputError
-from edgevlm.spec import CompressedVitSpec, DecoderSpec, FastViTHDSpec, FusionSpec, VitSpec
+from edgevlm.spec import CompressedVitSpec, DecoderSpec, FastViTHDSpec, FusionSpec, QFormerSpec, VitSpec
 from edgevlm.zoo.clip import TextTowerSpec
 from edgevlm.zoo.layout import write_fastvlm
 from edgevlm.zoo.llava_layout import write_llava
 from edgevlm.zoo.llava_mini_layout import write_llava_mini
-from edgevlm.zoo.nano import NanoSpec
+from edgevlm.zoo.nano import NanoSpec, PromptPieces
 from edgevlm.zoo.publish import Write
+from edgevlm.zoo.tinygptv_layout import write_tinygptv
 from edgevlm.zoo.trainer import Settings
 
 
@@ -93,6 +94,51 @@ LLAVA_MINI = replace(
     fusion=FusionSpec(num_hidden_layers=_LLAMA.num_hidden_layers, image_tokens=1),
 )
 
+TINYGPTV = NanoSpec(
+    encoder=VitSpec(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        patch_size=16,
+        grid=12,
+        norm_eps=1e-6,
+        class_token=True,
+        keep_class_token=True,
+    ),
+    decoder=DecoderSpec(
+        architecture="phi2",
+        vocab_size=1024,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+        rotary_dim=32,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        max_position_embeddings=2048,
+        norm="layer",
+        residual="parallel",
+        mlp="gelu_new",
+        qkv_bias=True,
+        attention_out_bias=True,
+        mlp_bias=True,
+        qk_norm="layer",
+        post_attention_norm="rms",
+        tied_embeddings=False,
+        head_bias=True,
+    ),
+    image_size=192,
+    queries=QFormerSpec(
+        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_queries=32
+    ),
+    prompt=PromptPieces("[INST] <Img>", "</Img> [vqa] {question} [/INST]", "<|endoftext|>"),
+    mean=LLAVA.mean,
+    std=LLAVA.std,
+)
+
 FAMILIES = {
     "nano-fastvlm": Family(Settings(spec=FASTVLM), write_fastvlm, "Apple's `llava_qwen2` checkpoints"),
     "nano-llava": Family(
@@ -118,6 +164,16 @@ FAMILIES = {
         ),
         write_llava_mini,
         "LLaVA-Mini, its CLIP in a folder of its own",
+    ),
+    "nano-tinygpt-v": Family(
+        Settings(
+            spec=TINYGPTV,
+            images={"vision": 27_200, "queries": 24_000, "answers": 26_000},
+            batch={"vision": 16, "queries": 16, "answers": 8},
+            peak_rate={"vision": 1.5e-3, "queries": 1.5e-3, "answers": 1e-3},
+        ),
+        write_tinygptv,
+        "TinyGPT-V's four sources",
     ),
 }
 

@@ -6,7 +6,6 @@ encoder also has a text tower beside it.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,18 +16,39 @@ from edgevlm.models.decoder import Decoder, DecoderLayer, rotary_tables, rotate
 from edgevlm.models.fastvithd import FastViTHD
 from edgevlm.models.fusion import Fusion
 from edgevlm.models.llava_mini_vision import Compressor
-from edgevlm.models.vit import VitLayer
-from edgevlm.spec import CompressedVitSpec, DecoderSpec, FastViTHDSpec, FusionSpec, VitSpec
-from edgevlm.zoo.clip import ClipVision, TextTower, TextTowerSpec, sincos_positions
+from edgevlm.models.qformer import QFormerProjector
+from edgevlm.models.vit import Vit
+from edgevlm.spec import CompressedVitSpec, DecoderSpec, FastViTHDSpec, FusionSpec, QFormerSpec, VitSpec
+from edgevlm.zoo.clip import ClipVision, TextTower, TextTowerSpec
 from edgevlm.zoo.drawing import COLOURS, SHAPES
+from edgevlm.zoo.tokenizer import SYSTEM_PROMPT
+
+
+@dataclass(frozen=True)
+class PromptPieces:
+    """The deployed prompt before and behind the image (with `{question}`), and the token that ends an answer."""
+
+    before: str
+    behind: str
+    end: str
+
+
+CHATML = PromptPieces(
+    before=f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n",
+    behind="\n{question}<|im_end|>\n<|im_start|>assistant\n",
+    end="<|im_end|>",
+)
 
 
 @dataclass(frozen=True)
 class NanoSpec:
-    """Sizes of one trainable model, and how its pixels are normalised.
+    """Sizes of one trainable model, how its pixels are normalised, and its prompt.
 
-    `text` are the sizes of the text tower that a CLIP-shaped encoder is trained with; `fusion` those of a pre-fusion,
-    whose compressor is part of the encoder.
+    Attributes:
+        text: sizes of the text tower that a CLIP-shaped encoder is trained with.
+        fusion: of a pre-fusion, whose compressor is part of the encoder.
+        queries: of a Q-Former in the place of the two-layer projector. Each query is taught to speak for one region
+            of the image, twice as many regions side by side as above one another.
     """
 
     encoder: FastViTHDSpec | VitSpec | CompressedVitSpec
@@ -36,18 +56,28 @@ class NanoSpec:
     image_size: int
     text: TextTowerSpec | None = None
     fusion: FusionSpec | None = None
+    queries: QFormerSpec | None = None
+    prompt: PromptPieces = CHATML
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def grid(self) -> int:
-        """Visual tokens along one side."""
+        """Features of the encoder along one side."""
         return self.image_size // self.encoder.stride
+
+    @property
+    def regions(self) -> tuple[int, int]:
+        """Rows and columns of the image embeddings, each of which tells what lies in its part of the image."""
+        if self.queries is None:
+            return self.grid, self.grid
+        rows = math.isqrt(self.queries.num_queries // 2)
+        return rows, 2 * rows
 
     @property
     def prompt_tokens(self) -> int:
         """Positions of the image in the decoder's prompt."""
-        return self.fusion.image_tokens if self.fusion else self.grid**2
+        return self.fusion.image_tokens if self.fusion else math.prod(self.regions)
 
 
 # Decoder heads (layer, head) that learn where to look from `pointers` of a batch: a noun at the thing that it names,
@@ -73,20 +103,29 @@ class NanoVLM(nn.Module):
         self.spec = spec
         features, hidden = spec.encoder.output_size, spec.decoder.hidden_size
         self.vision = _vision(spec)
-        self.features_norm = nn.LayerNorm(features) if spec.text else nn.Identity()
+        self.features_norm = nn.Identity() if isinstance(spec.encoder, FastViTHDSpec) else nn.LayerNorm(features)
         self.heads = nn.Linear(features, sum(HEAD_SIZES.values()))
-        self.projector = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.projector = (
+            QFormerProjector(spec.queries, features, hidden)
+            if spec.queries
+            else nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        )
         self.decoder = Decoder(spec.decoder)
         self.place = nn.Linear(hidden, 2 * len(POINTING))
         self.seen_place = nn.Linear(hidden, 2)
         self.text = TextTower(spec.text) if spec.text else None
         self.compressor = Compressor(spec.encoder) if isinstance(spec.encoder, CompressedVitSpec) else None
         self.fusion = Fusion(spec.fusion, spec.decoder) if spec.fusion else None
+        self.region_heads = nn.Linear(hidden, sum(HEAD_SIZES.values())) if spec.queries else None
 
     def read(self, features: Tensor) -> dict[str, Tensor]:
-        """Auxiliary outputs [B, N, size] of the visual features [B, N, C]."""
-        columns = self.heads(self.features_norm(features)).split(list(HEAD_SIZES.values()), dim=-1)
-        return dict(zip(HEAD_SIZES, columns, strict=True))
+        """Auxiliary outputs [B, N, size] of the visual features [B, N, C]; a class token before them is left out."""
+        return _split(self.heads(self.features_norm(features[:, -(self.spec.grid**2) :])))
+
+    def read_regions(self, projected: Tensor) -> dict[str, Tensor]:
+        """The same of a Q-Former's embeddings [B, Q, H]."""
+        assert self.region_heads is not None
+        return _split(self.region_heads(projected))
 
     def project(self, features: Tensor) -> Tensor:
         """Image embeddings [B, N, H] of features [B, N, C]; behind them those of the compressor, where there is one."""
@@ -145,12 +184,15 @@ class NanoVLM(nn.Module):
         return self.decoder.head(self.decoder.norm(projected))
 
 
-def _vision(spec: NanoSpec) -> FastViTHD | ClipVision:
+def _vision(spec: NanoSpec) -> FastViTHD | Vit | ClipVision:
     if isinstance(spec.encoder, FastViTHDSpec):
         return FastViTHD(spec.encoder, batchnorm=True)
-    assert spec.text is not None
     vit = spec.encoder.vit if isinstance(spec.encoder, CompressedVitSpec) else spec.encoder
-    return ClipVision(vit, spec.text.projection_size)
+    return ClipVision(vit, spec.text.projection_size) if spec.text else Vit(vit)
+
+
+def _split(columns: Tensor) -> dict[str, Tensor]:
+    return dict(zip(HEAD_SIZES, torch.split(columns, list(HEAD_SIZES.values()), dim=-1), strict=True))
 
 
 def _attention(layer: nn.Module, head: int, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
@@ -160,76 +202,12 @@ def _attention(layer: nn.Module, head: int, x: Tensor, rotary: tuple[Tensor, Ten
     spec = attention.spec
     width, group = spec.head_dim, spec.num_attention_heads // spec.num_key_value_heads
 
-    def project(linear: nn.Linear, index: int) -> Tensor:
+    def project(linear: nn.Linear, norm: nn.Module, index: int) -> Tensor:
         part = slice(index * width, (index + 1) * width)
         bias = None if linear.bias is None else linear.bias[part]
-        return rotate(F.linear(normed, linear.weight[part], bias)[:, None], *rotary)[:, 0]
+        return rotate(norm(F.linear(normed, linear.weight[part], bias))[:, None], *rotary)[:, 0]
 
-    query, key = project(attention.q_proj, head), project(attention.k_proj, head // group)
+    query = project(attention.q_proj, attention.q_norm, head)
+    key = project(attention.k_proj, attention.k_norm, head // group)
     scores = query @ key.transpose(1, 2) / math.sqrt(width)
     return scores.masked_fill(~mask[:, 0], -math.inf).log_softmax(-1)
-
-
-def initialise(model: NanoVLM, seed: int) -> None:
-    """Start values that keep the variance through every block; seeded.
-
-    Depthwise mixers start as the identity, a ViT's table of positions as sines and cosines; the decoder starts as Qwen2
-    does, with a larger embedding (its rows also are the head), queries equal to keys in the first two layers so that
-    attention begins as a comparison of contents (in the spirit of arXiv 2305.09828), and residual branches scaled down
-    by depth.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor: Tensor, std: float) -> None:
-        with torch.no_grad():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * std)
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            fan_in = module.weight[0].numel()
-            mixer = module.groups == module.in_channels == module.out_channels and module.stride == (1, 1)
-            if mixer and "convffn" not in name:
-                normal(module.weight, 0.1 / math.sqrt(fan_in))
-                centre = module.kernel_size[0] // 2
-                with torch.no_grad():
-                    module.weight[:, 0, centre, centre] += 1.0
-            else:
-                normal(module.weight, math.sqrt((1.0 if "convffn" in name or "se." in name else 2.0) / fan_in))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            normal(module.weight, 1 / math.sqrt(module.in_features))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            normal(module.weight, 1 / math.sqrt(module.embedding_dim))
-    if isinstance(model.vision, ClipVision):
-        _initialise_clip(model, normal)
-    decoder = model.spec.decoder
-    group = decoder.num_attention_heads // decoder.num_key_value_heads
-    weights = dict(model.decoder.named_parameters())
-    with torch.no_grad():
-        for index in range(decoder.num_hidden_layers):
-            for branch in ("self_attn.o_proj", "mlp.down_proj"):
-                weights[f"layers.{index}.{branch}.weight"].mul_(1 / math.sqrt(2 * decoder.num_hidden_layers))
-            if index < 2:
-                queries, keys = (weights[f"layers.{index}.self_attn.{p}_proj.weight"] for p in "qk")
-                heads = keys.view(-1, decoder.head_dim, decoder.hidden_size).repeat_interleave(group, dim=0)
-                queries.copy_(heads.reshape(-1, decoder.hidden_size))
-
-
-def _initialise_clip(model: NanoVLM, normal: Callable[[Tensor, float], None]) -> None:
-    """Both towers: positions, the class token, and residual branches scaled down by depth."""
-    vision, text = model.vision, model.text
-    assert isinstance(vision, ClipVision)
-    assert text is not None
-    vit = vision.vit
-    normal(vit.class_token, 0.5)
-    normal(text.positions, 0.5 / math.sqrt(text.spec.hidden_size))
-    with torch.no_grad():
-        vit.positions[1:] = sincos_positions(vit.spec.grid, vit.spec.hidden_size)
-        for layers in (vit.layers, text.layers):
-            for layer in layers:
-                assert isinstance(layer, VitLayer)
-                layer.attention.out_proj.weight.mul_(1 / math.sqrt(2 * len(layers)))
-                layer.fc2.weight.mul_(1 / math.sqrt(2 * len(layers)))

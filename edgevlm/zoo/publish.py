@@ -14,7 +14,7 @@ from edgevlm.atomic import atomic_folder, write_text
 from edgevlm.zoo.nano import NanoSpec
 
 Write = Callable[[Path, NanoSpec, dict[str, Tensor], Tokenizer], None]
-_AUXILIARY = ("heads.", "features_norm.", "place.", "seen_place.")
+_AUXILIARY = ("heads.", "features_norm.", "place.", "seen_place.", "region_heads.")
 
 
 def publish(

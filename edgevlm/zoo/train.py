@@ -5,6 +5,7 @@ folder in the family's published layout with a model card. The stages:
 
 1. `vision`: the encoder learns to say, for each of its tokens, what lies there (auxiliary heads, dropped later), on
    canvases fuller than any test scene. A CLIP-shaped one learns at the same time which caption belongs to which image.
+   With a Q-Former behind it, a stage `queries` follows, in which each query learns to say what lies in its region.
 2. `align`, where the decoder comes from another model: the projector alone learns to speak to it.
 3. `answers`: the encoder rests; projector and decoder learn to answer, many questions behind each image. What a scene
    description knows is taught on the way: the projected tokens should look like the words for what they show; the nouns

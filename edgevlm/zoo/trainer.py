@@ -35,8 +35,9 @@ from edgevlm.zoo.clip import ClipVision, caption, contrastive_loss, encode_capti
 from edgevlm.zoo.drawing import Pixels, Scene, render
 from edgevlm.zoo.fused import fuse
 from edgevlm.zoo.losses import answer_loss, cell_loss, cell_scores, exact_matches, pointer_loss, token_loss
-from edgevlm.zoo.nano import NanoSpec, NanoVLM, initialise
-from edgevlm.zoo.scenes import sample
+from edgevlm.zoo.nano import NanoSpec, NanoVLM
+from edgevlm.zoo.scenes import Question, sample
+from edgevlm.zoo.start_values import initialise
 from edgevlm.zoo.starts import start_decoder, start_fusion
 from edgevlm.zoo.tokenizer import build_tokenizer
 
@@ -45,6 +46,7 @@ TRAINED = {
     "vision": ("vision.", "heads.", "features_norm.", "text."),
     "align": ("projector.", "place.", "seen_place."),
     "answers": ("projector.", "decoder.", "place.", "seen_place."),
+    "queries": ("projector.", "region_heads."),
     "fusion": ("projector.", "compressor.", "fusion.", "decoder."),
 }
 CAPTIONED = 64
@@ -173,7 +175,7 @@ class Trainer:
         trained = self._trained()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trained)
-        loss = self._vision_loss() if stage == "vision" else self._answers_loss()
+        loss = self._vision_loss() if stage == "vision" else self._resting_loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
@@ -202,7 +204,7 @@ class Trainer:
         made = self._scenes(DENSE_STREAM, batch - batch // 4) + self._scenes(SCENE_STREAM, batch // 4)
         scenes = [scene for scene, _ in made]
         images = pixels([image for _, image in made], settings.spec)
-        targets = cell_targets(scenes, settings.spec.grid)
+        targets = cell_targets(scenes, settings.spec.grid, settings.spec.grid)
         self.model.train()
         vision, text = self.model.vision, self.model.text
         if not isinstance(vision, ClipVision) or text is None:
@@ -214,25 +216,32 @@ class Trainer:
         pairs = contrastive_loss(summaries, said, text.logit_scale)
         return cell_loss(self.model.read(features), targets) + _CONTRASTIVE_WEIGHT * pairs
 
-    def _answers_loss(self) -> Tensor:
-        """Answers to fresh questions, the words of the visual tokens, and where the words of the questions look."""
+    def _resting_loss(self) -> Tensor:
+        """With the encoder at rest: what lies in each region, or else answers to fresh questions, the words of the
+        visual tokens, and where the words of the questions look."""
         settings = self.settings
         rng = np.random.default_rng([settings.seed, settings.stages.index(self.stage), self.step])
         indices = [int(i) for i in rng.integers(settings.pool, size=settings.batch[self.stage])]
         self.model.eval()
         scenes = self._encode_new(indices)
-        packed = pack([questions_for(scene, rng) for scene in scenes], self.tokenizer, settings.spec.prompt_tokens)
         projected = self.model.project(torch.stack([self._features[index] for index in indices]).float())
+        if self.stage == "queries":
+            return cell_loss(self.model.read_regions(projected), cell_targets(scenes, *settings.spec.regions))
+        packed = self._pack([questions_for(scene, rng) for scene in scenes])
         if settings.spec.fusion is not None:
             return answer_loss(_decode(self.model, projected, packed, None)[0], packed)
-        targets = cell_targets(scenes, settings.spec.grid)
-        pointed = pointers(packed, scenes, self.tokenizer, settings.spec.grid)
+        targets = cell_targets(scenes, *settings.spec.regions)
+        pointed = pointers(packed, scenes, self.tokenizer, *settings.spec.regions)
         logits, pointing, places = _decode(self.model, projected, packed, pointed.at)
         return (
             answer_loss(logits, packed)
             + _TOKEN_WEIGHT * token_loss(self.model, projected, targets, self.tokenizer)
             + _POINTER_WEIGHT * pointer_loss(pointing, places, pointed)
         )
+
+    def _pack(self, per_image: list[list[Question]]) -> Packed:
+        spec = self.settings.spec
+        return pack(per_image, self.tokenizer, spec.prompt_tokens, spec.prompt)
 
     @torch.no_grad()
     def _encode_new(self, indices: list[int]) -> list[Scene]:
@@ -267,13 +276,19 @@ class Trainer:
             made = [train_scene(VALIDATION_STREAM, settings.seed, i, settings.spec.image_size) for i in indices]
             images, scenes = pixels([image for _, image in made], settings.spec), [scene for scene, _ in made]
             features = model.vision(images)
-            if self.stage == "vision":
-                scores = cell_scores(model.read(features), cell_targets(scenes, settings.spec.grid))
+            if self.stage in ("vision", "queries"):
+                spec = settings.spec
+                read, cells = (
+                    (model.read(features), (spec.grid, spec.grid))
+                    if self.stage == "vision"
+                    else (model.read_regions(model.project(features)), spec.regions)
+                )
+                scores = cell_scores(read, cell_targets(scenes, *cells))
                 counts = {name: (score, 1.0) for name, score in scores.items()}
             else:
                 rngs = [np.random.default_rng([settings.seed, 99, i]) for i in indices]
                 asked = [questions_for(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
-                packed = pack(asked, self.tokenizer, settings.spec.prompt_tokens)
+                packed = self._pack(asked)
                 logits, _, _ = _decode(model, model.project(features), packed, None)
                 matches = exact_matches(logits, packed)
                 counts = {name: (float(r), float(n)) for name, (r, n) in matches.items()}

@@ -18,13 +18,14 @@ from transformers import (
 )
 
 from edgevlm.models import load
-from edgevlm.zoo.batches import SCENE_STREAM, describe_scene, pixels, prompt_pieces, train_scene
+from edgevlm.zoo.batches import SCENE_STREAM, describe_scene, pixels, train_scene
 from edgevlm.zoo.clip import caption, contrastive_loss, encode_captions, retrieval
 from edgevlm.zoo.evaluate import greedy
 from edgevlm.zoo.llava_layout import write_llava
-from edgevlm.zoo.nano import NanoVLM, initialise
+from edgevlm.zoo.nano import CHATML, NanoVLM
 from edgevlm.zoo.publish import publish
 from edgevlm.zoo.scenes import scenes
+from edgevlm.zoo.start_values import initialise
 from edgevlm.zoo.starts import start_decoder
 from edgevlm.zoo.tokenizer import build_tokenizer
 from edgevlm.zoo.train import run, train_nano
@@ -139,7 +140,9 @@ def test_transformers_loads_the_published_folder_and_computes_the_same(folder: P
     inputs = processor(images=Image.fromarray(image), text=prompt, return_tensors="pt")
     torch.testing.assert_close(inputs["pixel_values"], pixels([image], SPEC), rtol=1e-5, atol=1e-5)
     tokenizer = build_tokenizer()
-    before, after = (tokenizer.encode(piece).ids for piece in prompt_pieces("What shape is it?"))
+    before, after = (
+        tokenizer.encode(piece).ids for piece in (CHATML.before, CHATML.behind.format(question="What shape is it?"))
+    )
     ids = torch.tensor([[*before, *[-1] * 16, *after]])
     assert torch.equal(ids.where(ids >= 0, oracle.config.image_token_id), inputs["input_ids"])
     length = ids.shape[1]
@@ -181,7 +184,9 @@ def test_our_loader_answers_as_training_saw_it(folder: Path, model: NanoVLM) -> 
     loaded.decoder.float()
     _, image = train_scene(SCENE_STREAM, 0, 2, 64)
     tokenizer = build_tokenizer()
-    before, after = (tokenizer.encode(piece).ids for piece in prompt_pieces("What is it?"))
+    before, after = (
+        tokenizer.encode(piece).ids for piece in (CHATML.before, CHATML.behind.format(question="What is it?"))
+    )
     with torch.inference_mode():
         seen = loaded.vision(pixels([image], loaded.spec.preprocess))
         torch.testing.assert_close(seen, model.projector(model.vision(pixels([image], SPEC))), rtol=1e-4, atol=1e-4)

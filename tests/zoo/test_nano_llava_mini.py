@@ -11,14 +11,15 @@ from torch import Tensor
 
 from edgevlm import zoo
 from edgevlm.models import load
-from edgevlm.zoo.batches import SCENE_STREAM, pack, pixels, prompt_pieces, questions_for, train_scene
+from edgevlm.zoo.batches import SCENE_STREAM, pack, pixels, questions_for, train_scene
 from edgevlm.zoo.evaluate import greedy
 from edgevlm.zoo.fused import fuse
 from edgevlm.zoo.llava_layout import write_llava
 from edgevlm.zoo.llava_mini_layout import write_llava_mini
-from edgevlm.zoo.nano import NanoVLM, initialise
+from edgevlm.zoo.nano import CHATML, NanoVLM
 from edgevlm.zoo.publish import publish
 from edgevlm.zoo.scenes import Question
+from edgevlm.zoo.start_values import initialise
 from edgevlm.zoo.tokenizer import build_tokenizer
 from edgevlm.zoo.train import train_nano
 from edgevlm.zoo.trainer import Settings, Trainer
@@ -75,14 +76,14 @@ def test_packed_questions_are_fused_as_each_is_alone(model: NanoVLM) -> None:
     assert fusion is not None
     scene, _ = train_scene(SCENE_STREAM, 0, 3, 64)
     asked = questions_for(scene, np.random.default_rng(0))
-    packed = pack([asked], tokenizer, 1)
+    packed = pack([asked], tokenizer, 1, CHATML)
     image = torch.randn(1, 17, 128, generator=torch.Generator().manual_seed(0))
-    before = tokenizer.encode(prompt_pieces("")[0]).ids
+    before = tokenizer.encode(CHATML.before).ids
     table = model.decoder.embed_tokens.weight
     with torch.inference_mode():
         x = fuse(fusion, image, model.embed(image[:, -1:], packed.ids), packed)[0]
         for index, question in enumerate(asked):
-            prompt = tokenizer.encode(prompt_pieces(question.question)[1]).ids
+            prompt = tokenizer.encode(CHATML.behind.format(question=question.question)).ids
             answer = tokenizer.encode(question.answer + "<|im_end|>").ids[:-1]
             alone = fusion(image, table[torch.tensor(before + prompt)][None])[0]
             rows = x[packed.segment[0] == index]
@@ -101,10 +102,12 @@ def test_our_loader_answers_as_training_saw_it(model: NanoVLM, tmp_path: Path) -
     for module in (loaded.vision, loaded.fusion, loaded.decoder):
         module.float()
     _, image = train_scene(SCENE_STREAM, 0, 2, 64)
-    before, after = (tokenizer.encode(piece).ids for piece in prompt_pieces("What is it?"))
+    before, after = (
+        tokenizer.encode(piece).ids for piece in (CHATML.before, CHATML.behind.format(question="What is it?"))
+    )
 
     def logits(answer: str) -> tuple[Tensor, Tensor]:
-        packed = pack([[Question("count", "What is it?", answer)]], tokenizer, 1)
+        packed = pack([[Question("count", "What is it?", answer)]], tokenizer, 1, CHATML)
         shown = model.project(model.vision(pixels([image], SPEC)))
         x = fuse(fusion, shown, model.embed(shown[:, -1:], packed.ids), packed)
         found, _, _ = model(x, packed.positions, packed.mask, packed.labels >= 0)

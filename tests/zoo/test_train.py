@@ -18,7 +18,6 @@ from edgevlm.zoo.batches import (
     pack,
     pixels,
     pointers,
-    prompt_pieces,
     questions_for,
     stream_seed,
     train_scene,
@@ -28,9 +27,10 @@ from edgevlm.zoo.drawing import COLOURS, SHAPES
 from edgevlm.zoo.evaluate import evaluate, greedy, grey_noise, table
 from edgevlm.zoo.layout import write_fastvlm
 from edgevlm.zoo.losses import exact_matches
-from edgevlm.zoo.nano import NanoSpec, NanoVLM, initialise
+from edgevlm.zoo.nano import CHATML, NanoSpec, NanoVLM
 from edgevlm.zoo.publish import publish
 from edgevlm.zoo.scenes import Item, Question
+from edgevlm.zoo.start_values import initialise
 from edgevlm.zoo.tokenizer import build_tokenizer
 from edgevlm.zoo.train import Progress, run, train_nano
 from edgevlm.zoo.trainer import Settings, Trainer
@@ -116,7 +116,7 @@ def test_the_decoder_learns_an_answer(tmp_path: Path) -> None:
     """Forty steps on one question must cut its loss by half and make greedy decoding say the answer."""
     trainer = Trainer(SETTINGS, tmp_path)
     model, tokenizer = trainer.model, trainer.tokenizer
-    packed = pack([[Question("count", "How many shapes are there?", "3")]], tokenizer, 4)
+    packed = pack([[Question("count", "How many shapes are there?", "3")]], tokenizer, 4, CHATML)
     image = torch.randn(1, 4, 128, generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=3e-3)
     labels = packed.labels[packed.labels != IGNORE]
@@ -142,7 +142,7 @@ def test_packed_questions_do_not_see_each_other() -> None:
     image = torch.randn(1, 16, 128)
 
     def logits(questions: list[Question]) -> torch.Tensor:
-        packed = pack([questions], tokenizer, 16)
+        packed = pack([questions], tokenizer, 16, CHATML)
         result: tuple[torch.Tensor, ...] = model(
             model.embed(image, packed.ids), packed.positions, packed.mask, packed.labels != IGNORE
         )
@@ -166,7 +166,9 @@ def test_the_published_folder_answers_as_training_saw_it(tmp_path: Path) -> None
     loaded.decoder.float()
     made = [train_scene(SCENE_STREAM, 0, index, 256) for index in range(3)]
     images = pixels([image for _, image in made], SPEC)
-    before, after = (tokenizer.encode(piece).ids for piece in prompt_pieces("What is it?"))
+    before, after = (
+        tokenizer.encode(piece).ids for piece in (CHATML.before, CHATML.behind.format(question="What is it?"))
+    )
     model.half().float()
     with torch.inference_mode():
         produced = greedy(loaded, [before + after] * 3, len(before), loaded.vision(images))
@@ -198,7 +200,7 @@ def test_evaluation_needs_the_image_and_reports_every_type(tmp_path: Path) -> No
 def test_cell_targets_and_words_name_what_lies_in_a_cell() -> None:
     tokenizer = build_tokenizer()
     scene, _ = train_scene(SCENE_STREAM, 0, 0, 512)
-    targets = cell_targets([scene], 8)
+    targets = cell_targets([scene], 8, 8)
     digits = sum(len(plate.text) for plate in scene.plates)
     assert int((targets.kind == 1).sum()) == len(scene.objects)
     assert int((targets.kind == 2).sum()) == digits
@@ -215,9 +217,9 @@ def test_noun_phrases_point_at_the_cell_of_what_they_name() -> None:
     tokenizer = build_tokenizer()
     scene, _ = train_scene(SCENE_STREAM, 0, 5, 512)
     asked = [q for q in questions_for(scene, np.random.default_rng(1)) if q.type in ("relation", "colour", "shape")]
-    packed = pack([asked], tokenizer, 64)
+    packed = pack([asked], tokenizer, 64, CHATML)
     start = packed.ids[0].tolist().index(-1)
-    found = pointers(packed, [scene], tokenizer, 8)
+    found = pointers(packed, [scene], tokenizer, 8, 8)
     nouns = found.at[:, 0] == 0
     assert int(nouns.sum()) == sum(2 if question.type == "relation" else 1 for question in asked) > 2
     for (_, _, column, target), (x, y) in zip(found.at[nouns].tolist(), found.place[nouns].tolist(), strict=True):
@@ -237,8 +239,8 @@ def test_a_phrase_that_names_nothing_points_at_the_first_token() -> None:
     scene, _ = train_scene(SCENE_STREAM, 0, 5, 512)
     present = {(o.colour, o.shape) for o in scene.objects}
     colour, shape = next((c, s) for c in COLOURS for s in SHAPES if (c, s) not in present)
-    packed = pack([[Question("existence", f"Is there a {colour} {shape}?", "no")]], tokenizer, 64)
-    found = pointers(packed, [scene], tokenizer, 8)
+    packed = pack([[Question("existence", f"Is there a {colour} {shape}?", "no")]], tokenizer, 64, CHATML)
+    found = pointers(packed, [scene], tokenizer, 8, 8)
     assert found.at[found.at[:, 0] == 0, 3].tolist() == [0]
     assert found.place.isnan().all()
 
