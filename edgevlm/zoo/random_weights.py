@@ -1,4 +1,4 @@
-"""Random weights as one `model.safetensors` in 16 bits, written a piece at a time.
+"""Random weights as one safetensors file, written a piece at a time.
 
 In: published names and shapes, and the mean and standard deviation of each tensor. Out: the file. No weight is a
 denormal number in any 16-bit format, and the same seed gives the same bytes.
@@ -18,7 +18,7 @@ from edgevlm.progress import Report
 _CHUNK = 1 << 22
 # The least normal number of float16 is 2**-14; bfloat16 and float32 reach further down.
 _LEAST = 2.0**-13
-_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16"}
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 #: Mean and standard deviation of a tensor by its name and shape.
 Moments: TypeAlias = Callable[[str, tuple[int, ...]], tuple[float, float]]
@@ -62,13 +62,13 @@ def write_random(
         seed: of all of them.
         report: called with (bytes written, bytes in all, tensor name) after each tensor.
         adjust: alters drawn values in place; a tensor that it alters must not exceed one chunk (4 Mi elements).
-        dtype: bfloat16 or float16.
+        dtype: bfloat16, float16 or float32.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
         integer = name.endswith("num_batches_tracked")
-        begin, end = end, end + math.prod(shape) * (8 if integer else 2)
+        begin, end = end, end + math.prod(shape) * (8 if integer else dtype.itemsize)
         header[name] = {
             "dtype": "I64" if integer else _NAMES[dtype],
             "shape": list(shape),

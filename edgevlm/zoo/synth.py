@@ -85,6 +85,8 @@ _OTHERS = {
     "smolvlm-500m": "edgevlm.zoo.synth_llava",
     "internvl3-1b": "edgevlm.zoo.synth_llava",
     "tinygpt-v": "edgevlm.zoo.synth_tinygptv",
+    "llava-mini-8b": "edgevlm.zoo.synth_llava_mini",
+    "llava-mini-qwen-0.5b": "edgevlm.zoo.synth_llava_mini",
 }
 NAMES = (*SPECS, *_OTHERS)
 _TINY = SynthSpec(

@@ -224,7 +224,7 @@ def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | N
     ids = special_ids(spec)
     for file, content in configuration(spec, ids).items():
         write_text(folder / file, json.dumps(content, indent=2) + "\n")
-    write_text(folder / "tokenizer.json", _tokenizer(ids))
+    write_text(folder / "tokenizer.json", special_tokenizer(ids))
     roles = layout(spec)
     shapes = {published: shape for published, (_, shape) in roles.items()}
     with (folder / "model.safetensors").open("wb") as weights:
@@ -338,7 +338,7 @@ def special_ids(spec: LlavaSynth) -> dict[str, int]:
     return {token: spec.special_start + index for index, token in enumerate(_special_tokens(spec.kind))}
 
 
-def _tokenizer(ids: dict[str, int]) -> str:
+def special_tokenizer(ids: dict[str, int]) -> str:
     """The zoo's tokenizer with a family's special tokens, at their ids."""
     content = json.loads(padded_tokenizer(min(ids.values())).to_str())
     sample = content["added_tokens"][0]
