@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import BundleError
+from edgevlm.heap import trim_heap
 from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
 from edgevlm.runtimes.checks import (
@@ -78,6 +79,7 @@ class OnnxRuntimeVision:
     def close(self) -> None:
         """Free the session."""
         self._session = None
+        trim_heap()
 
 
 class OnnxRuntimeFusion:
@@ -111,6 +113,7 @@ class OnnxRuntimeFusion:
     def close(self) -> None:
         """Free the session."""
         self._session = None
+        trim_heap()
 
 
 class OnnxRuntimeDecoder:
@@ -258,6 +261,7 @@ class OnnxRuntimeDecoder:
         """Free the sessions and the cache."""
         self._step = self._look_up = self._session = self._embed = None
         self._cache = {}
+        trim_heap()
 
 
 def _open_session(path: Path, threads: int, config: dict[str, str]) -> Any:

@@ -21,6 +21,7 @@ from edgevlm.zoo.synth import synth
 CASES = (
     ("fastvlm-1.5b", "onnx", 6e9, None),
     ("fastvlm-1.5b", "gguf", 6e9, None),
+    ("tinygpt-v", "onnx", 9e9, None),
 )
 #: Random untied heads have nearly flat logits, whose order int4 changes freely; the cosines still hold.
 FREE = {"top1_agreement": 0, "token_agreement": 0}

@@ -12,6 +12,8 @@ import mmap
 
 from torch import Tensor, nn
 
+from edgevlm.heap import trim_heap
+
 #: linux/mman.h: reclaim these pages. Unlike MADV_DONTNEED it never discards data that exist nowhere else.
 _MADV_PAGEOUT = 21
 
@@ -24,8 +26,7 @@ def release(*modules: nn.Module) -> None:
         for module in modules:
             for tensor in module.state_dict().values():
                 _page_out(libc, tensor)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    trim_heap()
 
 
 def _page_out(libc: ctypes.CDLL, tensor: Tensor) -> None:
