@@ -140,13 +140,15 @@ TINYGPTV = NanoSpec(
 )
 
 FAMILIES = {
-    "nano-fastvlm": Family(Settings(spec=FASTVLM), write_fastvlm, "Apple's `llava_qwen2` checkpoints"),
+    "nano-fastvlm": Family(
+        Settings(spec=FASTVLM, empty_weight=0.3), write_fastvlm, "Apple's `llava_qwen2` checkpoints"
+    ),
     "nano-llava": Family(
         Settings(
             spec=LLAVA,
-            images={"vision": 27_200, "align": 1_600, "answers": 10_000},
+            images={"vision": 33_600, "align": 1_600, "answers": 8_000},
             batch={"vision": 16, "align": 8, "answers": 8},
-            peak_rate={"vision": 1.5e-3, "align": 1.5e-3, "answers": 7e-4},
+            peak_rate={"vision": 1.5e-3, "align": 1.5e-3, "answers": 5e-4},
             clutter=12,
             start_from="nano-fastvlm",
         ),

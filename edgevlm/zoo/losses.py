@@ -13,9 +13,12 @@ from edgevlm.zoo.nano import NanoVLM
 from edgevlm.zoo.scenes import TYPES
 
 
-def cell_loss(read: dict[str, Tensor], targets: CellTargets) -> Tensor:
-    """Cross-entropy of kind, shape, colour, digit (twice: it is hardest) and place, plus the error of the centres."""
-    kind_weight = torch.tensor([0.3, 1.0, 1.0])
+def cell_loss(read: dict[str, Tensor], targets: CellTargets, empty_weight: float = 1.0) -> Tensor:
+    """Cross-entropy of kind, shape, colour, digit (twice: it is hardest) and place, plus the error of the centres.
+
+    `empty_weight` is that of an empty cell in the kind's, against 1 of one with the centre of something.
+    """
+    kind_weight = torch.tensor([empty_weight, 1.0, 1.0])
     total = F.cross_entropy(read["kind"].flatten(0, 1), targets.kind.flatten(), weight=kind_weight)
     for name in ("shape", "colour", "digit", "place"):
         wanted: Tensor = getattr(targets, name)

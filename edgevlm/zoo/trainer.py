@@ -63,6 +63,7 @@ class Settings:
     Attributes:
         images: how many each stage sees; its keys are the stages, in their order.
         pool: so many scenes are encoded once for the stages in which the encoder rests.
+        empty_weight: how much it counts that an empty cell is found empty, in `cell_loss`.
         clutter: half of the images have up to so many grey scribbles behind what matters.
         start_from: the shipped model that this one starts from once its encoder has learned: of a LLaVA the decoder,
             of a LLaVA-Mini, which has no encoder of its own, everything. None for random weights.
@@ -77,6 +78,7 @@ class Settings:
     validation_scenes: int = 64
     validate_every: int = 150
     save_every_seconds: float = 180.0
+    empty_weight: float = 1.0
     clutter: int = 0
     start_from: str | None = None
 
@@ -208,13 +210,13 @@ class Trainer:
         self.model.train()
         vision, text = self.model.vision, self.model.text
         if not isinstance(vision, ClipVision) or text is None:
-            return cell_loss(self.model.read(vision(images)), targets)
+            return cell_loss(self.model.read(vision(images)), targets, settings.empty_weight)
         features, summaries = vision.both(images)
         rng = np.random.default_rng([settings.seed, 0, self.step])
         captions = [caption(scene, rng) for scene in scenes]
         said = text(*encode_captions(captions, self.tokenizer, text.spec))
         pairs = contrastive_loss(summaries, said, text.logit_scale)
-        return cell_loss(self.model.read(features), targets) + _CONTRASTIVE_WEIGHT * pairs
+        return cell_loss(self.model.read(features), targets, settings.empty_weight) + _CONTRASTIVE_WEIGHT * pairs
 
     def _resting_loss(self) -> Tensor:
         """With the encoder at rest: what lies in each region, or else answers to fresh questions, the words of the
