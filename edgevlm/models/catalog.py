@@ -58,6 +58,12 @@ CATALOG = (
         formats=("onnx", "gguf"),
     ),
     Family(
+        name="llava_mini",
+        title="LLaVA-Mini (CLIP compressed to a token, pre-fusion, Llama 3.1, Vicuna or Qwen2)",
+        checkpoints=("ICTNLP/llava-mini-llama-3.1-8b",),
+        formats=("onnx", "gguf"),
+    ),
+    Family(
         name="qwen2_vl",
         title="Qwen2-VL (images of any shape, M-RoPE), the hub's and the transformers layout",
         checkpoints=("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2-VL-72B-Instruct"),
