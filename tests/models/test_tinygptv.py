@@ -12,11 +12,12 @@ from tinygptv_reference import HIDDEN, RANK, Reference
 from edgevlm.errors import CheckpointError, InputError
 from edgevlm.models import VlmModel, load
 from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.prompt_templates import with_template
 from edgevlm.models.tinygptv import PROMPT_TEMPLATES, check_parts, describe, read_spec
 from edgevlm.models.tinygptv_sources import Sources, gather
 from edgevlm.models.tinygptv_tensors import plan
 from edgevlm.prompt import Message, PromptFormatter
-from edgevlm.spec import ModelSpec, QFormerSpec, VitSpec
+from edgevlm.spec import ModelSpec, PromptSpec, QFormerSpec, VitSpec
 from edgevlm.tokenizer import Tokenizer
 
 LAYOUTS = Path(__file__).parents[1] / "data" / "layouts"
@@ -172,19 +173,22 @@ def prompt_of(spec: ModelSpec, folder: Path, question: str, images: int = 1) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "expected", "second"),
     [
-        (None, "[INST] <Img><ImageHere></Img> [vqa] what is it? [/INST]"),
-        ("eval_vqa", "###Human: <Img><ImageHere></Img> what is it?###Assistant: "),
-        ("human", "###Human: <Img><ImageHere></Img> what is it? ###Assistant: "),
+        (None, "[INST] <Img><ImageHere></Img> [vqa] what is it? [/INST]", "[INST] sure? [/INST]"),
+        ("eval_vqa", "###Human: <Img><ImageHere></Img> what is it?###Assistant: ", "###Human: sure?###Assistant: "),
+        ("human", "###Human: <Img><ImageHere></Img> what is it? ###Assistant: ", "###Human: sure? ###Assistant: "),
     ],
 )
 def test_the_prompts_are_those_of_the_repository(
-    name: str | None, expected: str, reference: Reference, tmp_path: Path
+    name: str | None, expected: str, second: str, reference: Reference, tmp_path: Path
 ) -> None:
     spec = load(written(reference, tmp_path / "m"), prompt_template=name).spec
     assert prompt_of(spec, tmp_path / "m", "what is it?") == expected
     assert spec.prompt.stop_strings == ("###",)
+    tokenizer = Tokenizer(tmp_path / "m" / "phi-2" / "tokenizer.json")
+    turns = [Message("user", "what is it?", 1), Message("assistant", "a cat"), Message("user", "sure?")]
+    assert tokenizer.decode(PromptFormatter(spec.prompt, tokenizer).follow_up(turns)) == second
     with pytest.raises(InputError, match="2 images, but this model's template takes 1"):
         prompt_of(spec, tmp_path / "m", "what is it?", images=2)
 
@@ -195,6 +199,9 @@ def test_an_unknown_template_is_refused_with_the_known_ones(reference: Reference
     assert all(name in caught.value.hint for name in PROMPT_TEMPLATES)
     with pytest.raises(InputError, match="unknown prompt template 'chat'"):
         describe(written(reference, tmp_path / "n", prompt_template="chat"))
+    with pytest.raises(InputError) as caught:
+        with_template(PromptSpec("{{ messages }}"), {}, "stage4", "the recipe")
+    assert "one template" in caught.value.hint
 
 
 @pytest.mark.parametrize(
