@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgevlm.errors import BundleError
-from edgevlm.spec import AnyresTiles, AspectTiles, SplitTiles, TileSpec
+from edgevlm.spec import AnyresTiles, AspectTiles, FittedTiles, SplitTiles, TileSpec
 
 _MOST_CANVASES = 256
 _MOST_TILES = 64
@@ -44,6 +44,9 @@ def tile_problem(spec: TileSpec, size: int) -> str | None:
     elif isinstance(spec, SplitTiles):
         if not 0 < spec.longest_edge <= _LONGEST_EDGE:
             return f"a longest edge of {spec.longest_edge} pixels"
+    elif isinstance(spec, FittedTiles):
+        if not 0 < spec.longest_edge <= _LONGEST_EDGE or spec.longest_edge % size:
+            return f"a longest edge of {spec.longest_edge} pixels, with tiles of {size}"
     elif not 0 < spec.min_tiles <= spec.max_tiles <= _MOST_TILES:
         return f"{spec.min_tiles} to {spec.max_tiles} tiles"
     return None
@@ -62,6 +65,8 @@ def cut(image: Image.Image, spec: TileSpec, size: int, resample: Image.Resamplin
         return _anyres(image, spec, size, resample)
     if isinstance(spec, SplitTiles):
         return _split(image, spec, size, resample)
+    if isinstance(spec, FittedTiles):
+        return _fitted(image, spec, size, resample)
     return _aspect(image, spec, size, resample)
 
 
@@ -135,6 +140,19 @@ def _aspect(image: Image.Image, spec: AspectTiles, size: int, resample: Image.Re
     grid = _grid(image.resize((columns * size, rows * size), resample), size)
     whole = [image.resize((size, size), resample)] if len(grid) > 1 else []
     return _tiles([*grid, *whole], rows, columns)
+
+
+def _fitted(image: Image.Image, spec: FittedTiles, size: int, resample: Image.Resampling) -> Tiles:
+    longest, shortest = max(image.size), min(image.size)
+    target = spec.longest_edge if spec.enlarge else min(spec.longest_edge, math.ceil(longest / size) * size)
+    scale = target / longest
+    other = max(math.ceil(shortest * scale / size) * size, size)
+    canvas = image.resize((target, other) if image.width >= image.height else (other, target), resample)
+    if canvas.size == (size, size):
+        return _tiles([canvas], 1, 1)
+    # The published code makes this view of numbers that are not rounded to bytes; a value may differ by one of 255.
+    whole = canvas.resize((size, size), Image.Resampling.BILINEAR)
+    return _tiles([whole, *_grid(canvas, size)], canvas.height // size, canvas.width // size)
 
 
 def _grid(canvas: Image.Image, size: int) -> list[Image.Image]:

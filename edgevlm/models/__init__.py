@@ -21,7 +21,8 @@ from edgevlm.models.vlm import VlmModel, check_resolution, with_resolution
 from edgevlm.spec import ModelSpec
 
 #: A family is a module of this package with `MODEL_TYPES` and `load(folder, config)`. It may have a `MARKER`, a file by
-#: which its folders are known, and `PROMPT_TEMPLATES` by name. Where loading computes with weights it has also
+#: which its folders are known, `recognises(config)` for a configuration without a model type, and `PROMPT_TEMPLATES` by
+#: name. Where loading computes with weights it has also
 #: `describe(folder, resolution)`, which gives the spec alone, and its `load` takes the resolution too.
 FAMILIES = (
     "fastvlm",
@@ -34,6 +35,7 @@ FAMILIES = (
     "llava_onevision",
     "phi_vlm",
     "mobilevlm",
+    "nanovlm",
 )
 
 __all__ = ["FAMILIES", "VlmModel", "load", "resolve"]
@@ -78,7 +80,8 @@ def _family(folder: Path) -> tuple[ModuleType, dict[str, Any]]:
             return family, {}
     config = read_json(folder / "config.json")
     for family in families:
-        if config.get("model_type") in family.MODEL_TYPES:
+        named = config.get("model_type") in family.MODEL_TYPES
+        if named or (hasattr(family, "recognises") and family.recognises(config)):
             return family, config
     known = [model_type for family in families for model_type in family.MODEL_TYPES]
     raise unknown_model(config, str(folder / "config.json"), known)

@@ -117,6 +117,12 @@ CATALOG = (
         checkpoints=("mtgv/MobileVLM-1.7B", "mtgv/MobileVLM-3B", "mtgv/MobileVLM_V2-1.7B", "mtgv/MobileVLM_V2-3B"),
         formats=("onnx", "gguf"),
     ),
+    Family(
+        name="nanovlm",
+        title="nanoVLM (SigLIP with pixel shuffle + SmolLM2)",
+        checkpoints=("lusxvr/nanoVLM-222M", "lusxvr/nanoVLM-450M", "lusxvr/nanoVLM-460M-8k"),
+        formats=("onnx", "gguf"),
+    ),
 )
 
 

@@ -7,13 +7,10 @@ one; both hold the class token and the positions behind axes of length one.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from edgevlm.errors import CheckpointError
-from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.loading import HEAD, decoder_name
+from edgevlm.models.tensor_source import Source
 
 _ENCODER = {
     "embeddings.cls_token": "class_token",
@@ -49,33 +46,6 @@ _PROJECTOR = {
 }
 #: Axes of length one before the shape of the IR.
 _LEADING = {"vision.encoder.class_token": 2, "vision.encoder.positions": 1}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a tensor of the IR comes from.
-
-    Attributes:
-        published: the tensor in the checkpoint.
-        third: which of the three that it holds one after the other; None is the whole.
-        leading: axes of length one to drop.
-    """
-
-    published: str
-    third: int | None = None
-    leading: int = 0
-
-    def shape(self, published: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in the IR, given the published one."""
-        if self.third is not None:
-            return (published[0] // 3, *published[1:])
-        return published[self.leading :] if published[: self.leading] == (1,) * self.leading else published
-
-    def read(self, checkpoint: Checkpoint) -> Tensor:
-        """A view of the memory-mapped tensor."""
-        tensor = checkpoint.tensor(self.published)
-        tensor = tensor if self.third is None else tensor.chunk(3)[self.third]
-        return tensor.reshape(self.shape(checkpoint.shapes[self.published]))
 
 
 def tensor_sources(shapes: dict[str, tuple[int, ...]]) -> dict[str, Source]:

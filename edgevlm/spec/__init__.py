@@ -11,6 +11,7 @@ from edgevlm.spec.prompt import PatchesSpec, PreprocessSpec, PromptSpec
 from edgevlm.spec.tiles import (
     AnyresTiles,
     AspectTiles,
+    FittedTiles,
     FramedLayout,
     ImageLayout,
     RowsLayout,
@@ -39,6 +40,7 @@ __all__ = [
     "DecoderSpec",
     "EncoderSpec",
     "FastViTHDSpec",
+    "FittedTiles",
     "FramedLayout",
     "FusionSpec",
     "ImageLayout",

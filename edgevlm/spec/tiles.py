@@ -50,7 +50,24 @@ class AspectTiles:
     kind: Literal["aspect"] = "aspect"
 
 
-TileSpec: TypeAlias = AnyresTiles | SplitTiles | AspectTiles
+@dataclass(frozen=True)
+class FittedTiles:
+    """The whole image, then the tiles of the image (nanoVLM).
+
+    The image is stretched over the least grid whose longer side is at least the image's and at most `longest_edge`; a
+    grid of one tile is not followed by its tile. The view of the whole is made of the stretched image, bilinearly.
+
+    Attributes:
+        longest_edge: a multiple of the tile.
+        enlarge: the longer side is always `longest_edge`.
+    """
+
+    longest_edge: int
+    enlarge: bool = False
+    kind: Literal["fitted"] = "fitted"
+
+
+TileSpec: TypeAlias = AnyresTiles | SplitTiles | AspectTiles | FittedTiles
 
 
 @dataclass(frozen=True)
@@ -80,14 +97,15 @@ class RowsLayout:
 
 @dataclass(frozen=True)
 class FramedLayout:
-    """Text before each tile, after each row of tiles, and around the whole image (Idefics3, SmolVLM).
+    """Text before each tile, after each row of tiles, and around the whole image (Idefics3, SmolVLM, nanoVLM).
 
     Attributes:
         tile_text: before a tile; `{row}` and `{column}` stand for its place, from 1.
         row_end: after the last tile of a row.
         tiles_end: after all tiles.
         whole_text: before the whole image.
-        end_text: after it.
+        end_text: after everything.
+        whole_first: the whole image stands before the tiles.
     """
 
     tile_text: str
@@ -96,6 +114,7 @@ class FramedLayout:
     whole_text: str
     end_text: str
     kind: Literal["framed"] = "framed"
+    whole_first: bool = False
 
 
 ImageLayout: TypeAlias = RowsLayout | FramedLayout

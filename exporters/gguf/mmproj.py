@@ -65,6 +65,8 @@ def projector_kind(spec: ModelSpec) -> Kind | None:
     gated = encoder.layer_scale
     if isinstance(projector, LinearProjectorSpec):
         fits = not (projector.bias or encoder.class_token or encoder.pre_norm or gated) and encoder.post_norm
+        # llama.cpp cuts images for this graph as Idefics3 does, and frames the tiles with its words.
+        fits = fits and isinstance(spec.preprocess.tiles, SplitTiles)
         return "idefics3" if fits and vision.pixel_shuffle > 1 else None
     if not isinstance(projector, MlpProjectorSpec) or not encoder.class_token or encoder.post_norm:
         return None

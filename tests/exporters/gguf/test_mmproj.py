@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from edgevlm.spec import (
     FastViTHDSpec,
     LinearProjectorSpec,
     MlpProjectorSpec,
+    ModelSpec,
     PreprocessSpec,
     SplitTiles,
     TileSpec,
@@ -125,6 +127,8 @@ def test_embeddings(
 ) -> None:
     """llama.cpp's GELU is a table in float16, so the two are near, not equal; a wrong key or tensor is far off."""
     model = with_vision(make_model(LLAMA, files), vision)
+    if kind == "idefics3":
+        model = replace(model, spec=replace(model.spec, preprocess=replace(PREPROCESS, tiles=SplitTiles(SIZE))))
     assert projector_kind(model.spec) == kind
     found = mtmd(model, tmp_path, image)
     pixels = torch.from_numpy(normalise(image[None], PREPROCESS))
@@ -187,7 +191,12 @@ def test_a_bundle_holds_it(files: dict[str, Path], tmp_path: Path, monkeypatch: 
 def test_it_is_refused_before_any_work(tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(LLAMA, files)
     monkeypatch.setattr("edgevlm.pipeline.resolve", lambda _: tmp_path)
-    monkeypatch.setattr("edgevlm.pipeline.load", lambda *_, **__: model)
+
+    def load(*_: object, accept: Callable[[ModelSpec], None], **__: object) -> VlmModel:
+        accept(model.spec)
+        raise AssertionError("the weights were wanted")
+
+    monkeypatch.setattr("edgevlm.pipeline.load", load)
     for recipe in (Recipe(model="x", format="gguf", mmproj=True), Recipe(model="x", format="onnx", mmproj=True)):
         with pytest.raises(UnsupportedError, match="mmproj"):
             compile_recipe(recipe, tmp_path / "out", progress=lambda *_: None)
