@@ -42,7 +42,17 @@ VISION = {
 }
 
 
-def make(folder: Path, kind: str, *, text: dict[str, Any] | None = None, split: bool = True, seed: int = 0) -> Oracle:
+def make(
+    folder: Path,
+    kind: str,
+    *,
+    text: dict[str, Any] | None = None,
+    split: bool = True,
+    seed: int = 0,
+    tile: int = TILE,
+    patch: int = PATCH,
+    factor: int = FACTOR,
+) -> Oracle:
     """A checkpoint of either model type."""
     tokenizer = fast_tokenizer(folder, SPECIAL)
     from transformers import (
@@ -60,9 +70,9 @@ def make(folder: Path, kind: str, *, text: dict[str, Any] | None = None, split: 
     }
     config_class, model_class = classes[kind]
     config = config_class(
-        vision_config=VISION,
+        vision_config={**VISION, "image_size": tile, "patch_size": patch},
         text_config={"model_type": "llama", **TEXT, **(text or {})},
-        scale_factor=FACTOR,
+        scale_factor=factor,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         tie_word_embeddings=False,
     )
@@ -70,10 +80,10 @@ def make(folder: Path, kind: str, *, text: dict[str, Any] | None = None, split: 
     randomise(model, seed)
     model.save_pretrained(folder)
     images = Idefics3ImageProcessorPil(
-        size={"longest_edge": 3 * TILE}, max_image_size={"longest_edge": TILE}, do_image_splitting=split
+        size={"longest_edge": 3 * tile}, max_image_size={"longest_edge": tile}, do_image_splitting=split
     )
     # SmolVLM's own processor needs a package for videos alone; for images both do the same.
-    processor = Idefics3Processor(images, tokenizer, image_seq_len=(TILE // PATCH // FACTOR) ** 2)
+    processor = Idefics3Processor(images, tokenizer, image_seq_len=(tile // patch // factor) ** 2)
     processor.save_pretrained(folder)
     return Oracle(folder, model, processor)
 
@@ -86,6 +96,12 @@ def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
 @pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
 def test_smolvlm_equals_transformers(sizes: list[tuple[int, int]], smolvlm: Oracle) -> None:
     check_run(smolvlm, load(smolvlm.folder), TEMPLATE, sizes)
+
+
+def test_positions_that_are_not_in_order_equal_transformers(tmp_path: Path) -> None:
+    """On a grid of 19 by 19 transformers gives two rows of patches the positions of one."""
+    oracle = make(tmp_path, "idefics3", split=False, tile=38, patch=2, factor=19)
+    check_run(oracle, load(tmp_path), TEMPLATE, QUESTIONS["portrait"])
 
 
 def test_idefics3_equals_transformers(tmp_path: Path) -> None:
