@@ -14,9 +14,11 @@ from itertools import islice
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from edgevlm.models import VlmModel, load, resolve
+from edgevlm.preprocess import prepare
 from edgevlm.prompt import IMAGE_PLACEHOLDER, Message, PromptFormatter
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.batches import pixels
@@ -40,7 +42,7 @@ class Score:
 
 @torch.inference_mode()
 def answers(model: VlmModel, items: list[Item]) -> list[str]:
-    """Greedy answers to `items`, in their order; images must have the model's input size."""
+    """Greedy answers to `items`, in their order, from images preprocessed as the model's are; one tile an image."""
     tokenizer = Tokenizer(model.tokenizer_files["tokenizer.json"])
     formatter = PromptFormatter(model.spec.prompt, tokenizer)
     system = formatter.system_messages(None)
@@ -66,8 +68,8 @@ def _encode(model: VlmModel, images: dict[str, Pixels]) -> dict[str, Tensor]:
     embeddings: dict[str, Tensor] = {}
     for start in range(0, len(names), _BATCH):
         batch = names[start : start + _BATCH]
-        made = pixels([images[name] for name in batch], model.spec.preprocess)
-        embeddings |= dict(zip(batch, model.vision(made), strict=True))
+        squares = [prepare(Image.fromarray(images[name]), model.spec.preprocess).tiles[0] for name in batch]
+        embeddings |= dict(zip(batch, model.vision(pixels(squares, model.spec.preprocess)), strict=True))
     return embeddings
 
 
@@ -115,9 +117,8 @@ def evaluate(model: VlmModel, split: str, n: int, seed: int = 0) -> list[Score]:
     model.decoder.float().eval()
     if model.fusion is not None:
         model.fusion.float().eval()
-    size = model.spec.vision.image_size
     right: dict[str, list[tuple[bool, bool]]] = {question_type: [] for question_type in TYPES}
-    stream = scenes(split, n, seed, size)
+    stream = scenes(split, n, seed)
     while items := list(islice(stream, 192)):
         seen, blind = answers(model, items), answers(model, grey_noise(items))
         for item, with_image, with_noise in zip(items, seen, blind, strict=True):
