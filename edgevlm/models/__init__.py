@@ -22,8 +22,8 @@ from edgevlm.spec import ModelSpec
 
 #: A family is a module of this package with `MODEL_TYPES` and `load(folder, config)`. It may have a `MARKER`, a file by
 #: which its folders are known, `recognises(config)` for a configuration without a model type, and `PROMPT_TEMPLATES` by
-#: name. Where loading computes with weights it has also
-#: `describe(folder, resolution)`, which gives the spec alone, and its `load` takes the resolution too.
+#: name. Where loading computes with weights it has also `describe(folder, resolution)`, which gives the spec alone, and
+#: its `load` takes the resolution too.
 FAMILIES = (
     "fastvlm",
     "tinygptv",

@@ -1,8 +1,9 @@
 """nanoVLM: SigLIP with pixel shuffle, one linear layer, and SmolLM2 (a Llama).
 
 In: `config.json` with the published code's own fields (`vit_*`, `lm_*`, `mp_*`; it has no `model_type`), one
-`model.safetensors`, and beside them the tokenizer, which the published folders lack. An image is one square, or, where
-the vocabulary has a token for the whole image, that and tiles of the image. Pixels are not normalised.
+`model.safetensors`, and beside them the tokenizer, which the published folders lack. There are three generations, told
+by `vlm_extra_tokens`: none, the image before a question; a token for an image, which is one square in a chat; a token
+for the whole image too, which is followed by tiles. Pixels are not normalised.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ MODEL_TYPES = ("nanovlm",)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: Of the first generation.
+QUESTION_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'user' %} Answer:{% endif %}"
+    "{% endfor %}"
 )
 _PARTS = {
     "ln1": "norm1",
@@ -181,23 +187,14 @@ def read_spec(folder: Path, config: _Config, vocab_size: int, *, tied: bool, tok
         activation="gelu_tanh",
         post_norm=True,
     )
-    marker = config.vlm_extra_tokens.get("image_token", "<|image|>")
+    tiles = _tiles(config, where)
     return ModelSpec(
         family="nanovlm",
         name=folder.resolve().name,
         vision=VisionSpec(encoder, LinearProjectorSpec(bias=False), side, tokens, pixel_shuffle=factor),
         decoder=_decoder(config, vocab_size, where, tied=tied),
-        preprocess=PreprocessSpec(side, "stretch", tiles=_tiles(config, where)),
-        prompt=PromptSpec(
-            chat_template=CHAT_TEMPLATE,
-            image_marker=marker,
-            image_token_id=tokenizer.added.get(marker, tokenizer.size),
-            stop_token_ids=tokenizer.stop_ids(("<|im_end|>",), ()),
-            image_text=marker,
-            # The published code numbers the images of a question in words that it was hardly trained on.
-            max_images=1,
-            image_layout=_layout(config),
-        ),
+        preprocess=PreprocessSpec(side, "stretch", resample="bicubic" if tiles else "bilinear", tiles=tiles),
+        prompt=_prompt(config, tokenizer),
         model_type="nanovlm",
         model_class="VisionLanguageModel",
         licence=tokenizer.licence,
@@ -240,6 +237,22 @@ def _tiles(config: _Config, where: str) -> FittedTiles | None:
             f"config.json: max_img_size {longest} is no multiple of vit_img_size {config.vit_img_size}", where
         )
     return FittedTiles(longest, config.resize_to_max_side_len)
+
+
+def _prompt(config: _Config, tokenizer: TokenizerFacts) -> PromptSpec:
+    marker = config.vlm_extra_tokens.get("image_token", "<image>")
+    chat = "image_token" in config.vlm_extra_tokens
+    return PromptSpec(
+        chat_template=CHAT_TEMPLATE if chat else QUESTION_TEMPLATE,
+        image_marker=marker,
+        image_token_id=tokenizer.added.get(marker, tokenizer.size),
+        stop_token_ids=tokenizer.stop_ids(("<|im_end|>", "<|endoftext|>"), ()),
+        image_text=marker,
+        after_images="" if chat else "Question: ",
+        # The published code sets numbers before several images; models that were trained so are not known.
+        max_images=1,
+        image_layout=_layout(config),
+    )
 
 
 def _layout(config: _Config) -> FramedLayout | None:

@@ -51,12 +51,15 @@ def new_size(width: int, height: int, enlarge: bool) -> tuple[int, int]:
 class Processor:
     """nanoVLM's preprocessing and image string."""
 
-    def __init__(self, tokenizer: Any, tiles: bool, enlarge: bool) -> None:
-        self.tokenizer, self.tiles, self.enlarge = tokenizer, tiles, enlarge
+    def __init__(self, tokenizer: Any, extra: dict[str, str], enlarge: bool) -> None:
+        self.tokenizer, self.enlarge = tokenizer, enlarge
+        self.tiles, self.token = "global_image_token" in extra, extra.get("image_token", "<image>")
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> str:
         """The image's place is left open."""
         (_, text) = conversation[0]["content"]
+        if self.token == "<image>":
+            return "{image}Question: " + str(text["text"]) + " Answer:"
         message = {"role": "user", "content": "{image}" + text["text"]}
         rendered: str = self.tokenizer.apply_chat_template([message], tokenize=False, **options)
         return rendered
@@ -68,16 +71,16 @@ class Processor:
         if self.tiles:
             canvas = image.resize(new_size(image.width, image.height, self.enlarge), Image.Resampling.BICUBIC)
         else:
-            canvas = image.resize((TILE, TILE), Image.Resampling.BICUBIC)
+            canvas = image.resize((TILE, TILE), Image.Resampling.BILINEAR)
         columns, rows = canvas.width // TILE, canvas.height // TILE
         views = [canvas.resize((TILE, TILE), Image.Resampling.BILINEAR)]
-        string = ("<|global_image|>" if self.tiles else "") + "<|image|>" * TOKENS
+        string = ("<|global_image|>" if self.tiles else "") + self.token * TOKENS
         if rows * columns > 1:
             for row in range(rows):
                 for column in range(columns):
                     left, top = column * TILE, row * TILE
                     views.append(canvas.crop((left, top, left + TILE, top + TILE)))
-                    string += f"<row_{row + 1}_col_{column + 1}>" + "<|image|>" * TOKENS
+                    string += f"<row_{row + 1}_col_{column + 1}>" + self.token * TOKENS
         ids = self.tokenizer(text[0].replace("{image}", string), return_tensors="pt").input_ids
         pixels = torch.from_numpy(np.stack([np.asarray(view) for view in views])).permute(0, 3, 1, 2).float() / 255
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels[None]}
@@ -110,9 +113,10 @@ def nano_name(name: str) -> str | None:
     return None if is_part else name
 
 
-def make(folder: Path, *, tiles: bool, enlarge: bool = False, tied: bool = False, seed: int = 0) -> Oracle:
+def make(
+    folder: Path, *, extra: dict[str, str] = EXTRA, enlarge: bool = False, tied: bool = False, seed: int = 0
+) -> Oracle:
     """A checkpoint as the published code saves it, and the tokenizer beside it."""
-    extra = EXTRA if tiles else {"image_token": EXTRA["image_token"]}
     tokenizer = fast_tokenizer(folder, tuple(extra.values()))
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
@@ -128,7 +132,7 @@ def make(folder: Path, *, tiles: bool, enlarge: bool = False, tied: bool = False
         vision_config=vision,
         text_config={"model_type": "llama", **TEXT, "tie_word_embeddings": tied},
         scale_factor=FACTOR,
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image|>"),
+        image_token_id=tokenizer.convert_tokens_to_ids(extra.get("image_token", "<image>")),
         tie_word_embeddings=tied,
     )
     model = Idefics3ForConditionalGeneration(config)
@@ -172,12 +176,16 @@ def make(folder: Path, *, tiles: bool, enlarge: bool = False, tied: bool = False
         "vlm_extra_tokens": extra,
     }
     (folder / "config.json").write_text(json.dumps(fields))
-    return Oracle(folder, model.eval(), Processor(tokenizer, tiles, enlarge))
+    return Oracle(folder, model.eval(), Processor(tokenizer, extra, enlarge))
 
 
-@pytest.mark.parametrize(("tiles", "enlarge", "tied"), [(True, False, True), (True, True, False), (False, False, True)])
-def test_nanovlm_equals_transformers(tiles: bool, enlarge: bool, tied: bool, tmp_path: Path) -> None:
-    oracle = make(tmp_path, tiles=tiles, enlarge=enlarge, tied=tied)
+@pytest.mark.parametrize(
+    ("extra", "enlarge", "tied"),
+    [(EXTRA, False, True), (EXTRA, True, False), ({"image_token": "<|image|>"}, False, True), ({}, False, True)],
+    ids=["tiles", "enlarged", "square", "question"],
+)
+def test_nanovlm_equals_transformers(extra: dict[str, str], enlarge: bool, tied: bool, tmp_path: Path) -> None:
+    oracle = make(tmp_path, extra=extra, enlarge=enlarge, tied=tied)
     model = load(tmp_path)
     assert model.spec.decoder.tied_embeddings is tied
     for name in SINGLE:
@@ -186,7 +194,7 @@ def test_nanovlm_equals_transformers(tiles: bool, enlarge: bool, tied: bool, tmp
 
 def test_the_whole_view_is_within_one_step_of_the_published_one(tmp_path: Path) -> None:
     """Which interpolates numbers that are not rounded to bytes."""
-    make(tmp_path, tiles=True)
+    make(tmp_path)
     spec = load(tmp_path).spec.preprocess
     image = pictures([(150, 70)])[0]
     tiles = prepare(load_image(image), spec).tiles
@@ -199,7 +207,7 @@ def test_the_whole_view_is_within_one_step_of_the_published_one(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def nanovlm(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    return make(tmp_path_factory.mktemp("nanovlm"), tiles=True, seed=6)
+    return make(tmp_path_factory.mktemp("nanovlm"), seed=6)
 
 
 @pytest.mark.parametrize("form", ["onnx", "gguf"])
@@ -226,14 +234,14 @@ def test_llama_cpp_would_cut_the_image_otherwise(nanovlm: Oracle) -> None:
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    make(tmp_path, tiles=True)
+    make(tmp_path)
     edit(tmp_path / "config.json", **change)
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path)
 
 
 def test_a_missing_tokenizer_is_asked_for_by_name(tmp_path: Path) -> None:
-    make(tmp_path, tiles=True)
+    make(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer") as caught:
         load(tmp_path)
@@ -241,7 +249,7 @@ def test_a_missing_tokenizer_is_asked_for_by_name(tmp_path: Path) -> None:
 
 
 def test_unknown_tensors_and_resolutions_are_refused(tmp_path: Path) -> None:
-    make(tmp_path, tiles=True)
+    make(tmp_path)
     with pytest.raises(InputError, match="tiles of 32 pixels"):
         load(tmp_path, resolution=64)
     tensors = load_file(tmp_path / "model.safetensors")
