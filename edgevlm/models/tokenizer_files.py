@@ -9,6 +9,7 @@ from pathlib import Path
 from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import read_json
 
+_SLOW_FILES = ("tokenizer.model", "vocab.json")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -40,6 +41,13 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
     Raises:
         CheckpointError: there is no tokenizer.json, or it is not one.
     """
+    slow = [name for name in _SLOW_FILES if (folder / name).is_file()]
+    if slow and not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"the tokenizer is here as {slow[0]} alone, without tokenizer.json",
+            str(folder),
+            "save its fast form beside it: transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+        )
     data = read_json(folder / "tokenizer.json")
     try:
         added = {str(entry["content"]): int(entry["id"]) for entry in data.get("added_tokens", [])}

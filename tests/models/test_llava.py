@@ -256,3 +256,12 @@ def test_siglips_first_patch_is_not_dropped_silently(tmp_path: Path) -> None:
     edit(tmp_path / "config.json", vision_feature_select_strategy="default")
     with pytest.raises(CheckpointError, match="drops SigLIP's first patch"):
         load(tmp_path)
+
+
+def test_a_tokenizer_in_its_slow_form_is_told_how_to_be_saved(llava: Oracle, tmp_path: Path) -> None:
+    """As the original repositories have it."""
+    folder = copied(llava, tmp_path)
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(CheckpointError, match=r"as tokenizer\.model alone") as caught:
+        load(folder)
+    assert "save_pretrained" in str(caught.value)
