@@ -54,6 +54,7 @@ def test_stats_go_to_standard_error(bundle: Bundle, image: Path, capfd: pytest.C
 BAD: list[tuple[list[str], str]] = [
     (["--prompt", " "], "prompt is empty"),
     (["--prompt", "x", "--image", "missing.png"], "No such file"),
+    (["--prompt", "x", "--video"], "takes no video"),
     (["--prompt", "x " * 4000], "context"),
 ]
 
