@@ -32,6 +32,8 @@ _HEAD = 256
 _SORTED = 16_384
 #: So many weights stand for all; a nucleus ends so many places from where it ends in the sample, or nearer, as a rule.
 _SAMPLE, _SLACK = 4096, 96
+#: Proposals drawn at a time where tokens are drawn by rejection.
+_PROPOSALS = 64
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Sampler:
             best = int(logits.argmax())
             _check_finite(logits[best])
             return best
+        if self._options.top_p == 1 and not 0 < self._options.top_k < len(logits):
+            return _draw_of_all(logits, self._options.temperature, self._random)
         if len(self._scratch) != len(logits):
             self._scratch = np.empty_like(logits)
         ids, weights = likely_tokens(logits, self._options, self._scratch)
@@ -90,13 +94,13 @@ class Sampler:
 
 
 def likely_tokens(logits: _Floats, options: SamplingOptions, scratch: _Floats) -> _Tokens:
-    """The tokens that may be drawn from logits `[V]`, ascending, and weights in proportion to their probabilities.
+    """The tokens of the top k and the nucleus of logits `[V]`, ascending, and weights in proportion to probabilities.
 
-    Temperature must be positive. Equal logits at the edge of the top k are all kept; of equal ones at the edge of the
-    nucleus the higher ids are. Tokens that all together are less probable than float32 can tell are left out early: of
-    a vocabulary of 150,000 a few hundred matter as a rule. Where most do, ids are None (all) and the weights of those
-    that may not be drawn are 0; they lie in `scratch` `[V]`, since fresh arrays of that size cost more than the
-    arithmetic.
+    Temperature must be positive, and top_k or top_p leave something out. Equal logits at the edge of the top k are all
+    kept; of equal ones at the edge of the nucleus the higher ids are. Tokens that all together are less probable than
+    float32 can tell are left out early: of a vocabulary of 150,000 a few hundred matter as a rule. Where most do, ids
+    are None (all) and the weights of those that may not be drawn are 0; they lie in `scratch` `[V]`, since fresh arrays
+    of that size cost more than the arithmetic.
 
     Raises:
         EngineError: the logits are not finite.
@@ -108,8 +112,6 @@ def likely_tokens(logits: _Floats, options: SamplingOptions, scratch: _Floats) -
     floor = highest - np.float32(options.temperature * negligible)
     if 0 < options.top_k < len(logits):
         return _likely_of_top_k(logits, highest, max(floor, _reached_by(maxima, options.top_k)), options, scratch)
-    if options.top_p == 1:
-        return _above(logits, highest, floor, options, scratch)
     head = _Head(logits, highest, _reached_by(maxima, _HEAD), options)
     if (nucleus := head.nucleus(head.total, head.total + head.most_of_others)) is not None:
         return nucleus
@@ -173,6 +175,32 @@ def _block_sums(weights: _Floats) -> NDArray[np.float64]:
     whole = len(weights) // _BLOCK * _BLOCK
     sums = np.einsum("ij->i", weights[:whole].reshape(-1, _BLOCK))
     return np.append(sums, weights[whole:].sum()).astype(np.float64)
+
+
+def _draw_of_all(logits: _Floats, temperature: float, random: np.random.Generator) -> int:
+    """A token drawn from the whole vocabulary by rejection, with an exponential for a few of the logits alone.
+
+    A group is proposed as if all of its members had its largest logit, then any member of it, which is kept with the
+    probability of its own weight against that of the largest: one proposal in `_GROUP_SIZE` at least is.
+
+    Raises:
+        EngineError: the logits are not finite.
+    """
+    maxima = _group_maxima(logits)
+    highest = maxima.max()
+    _check_finite(highest)
+    groups = len(logits) // _GROUP_SIZE
+    bounds = np.exp((maxima - highest).astype(np.float64) / temperature)
+    bounds[:groups] *= _GROUP_SIZE
+    ends = np.cumsum(bounds)
+    while True:
+        where, member, chance = random.random((3, _PROPOSALS))
+        group = ends.searchsorted(where * ends[-1], side="right")
+        # Groups are the columns of a table of all logits, and behind them one each of the rest.
+        ids = group + np.where(group < groups, (member * _GROUP_SIZE).astype(np.int64), _GROUP_SIZE - 1) * groups
+        weights = np.exp((logits[ids] - maxima[group]).astype(np.float64) / temperature)
+        if len(kept := np.flatnonzero(chance < weights)):
+            return int(ids[kept[0]])
 
 
 def _draw(weights: _Floats, uniform: float) -> int:

@@ -32,6 +32,7 @@ WAYS: dict[str, GenerationArguments] = {
     "greedy": {"max_tokens": TOKENS},
     "greedy with stop strings": {"max_tokens": TOKENS, "stop": ["###", "\n\n"]},
     "temperature 0.2": {"max_tokens": TOKENS, "temperature": 0.2, "seed": 0},
+    "temperature 0.7": {"max_tokens": TOKENS, "temperature": 0.7, "seed": 0},
     "temperature 0.7, top-p 0.9": {"max_tokens": TOKENS, "temperature": 0.7, "top_p": 0.9, "seed": 0},
     "temperature 1, top-k 40": {"max_tokens": TOKENS, "temperature": 1.0, "top_k": 40, "seed": 0},
 }
