@@ -21,8 +21,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("atomic", "chat_template", "child", "imageio", "sampling", "spec", "tokenizer"),
     ("patches", "tiling"),
     ("answer", "video", "zoo", "zoo.drawing", "zoo.digits", "recipe", "bundle", "preprocess", "prompt", "targets"),
-    ("feature_rows",),
+    ("feature_rows", "runtimes.base", "runtimes.positions"),
     ("assembly", "models", "zoo.scenes"),
+    ("reference",),
+    ("calibration",),
     ("quant", "pruning", "runtimes"),
     ("context", "exporters", "generation"),
     ("fusing",),
@@ -35,7 +37,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 #: Modules that may import torch and friends; everything else runs on the device.
 HOST_HALF = (
-    *("models", "pruning", "quant", "exporters", "pipeline", "runtimes.torch", "bench.suite"),
+    *("models", "reference", "calibration", "pruning", "quant", "exporters", "pipeline"),
+    *("runtimes.torch", "bench.suite"),
     *(f"zoo.{name}" for name in ZOO_HOST_HALF),
 )
 HOST_LIBRARIES = (

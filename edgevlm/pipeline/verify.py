@@ -22,6 +22,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm import reference
 from edgevlm.assembly import ImageAssembler
 from edgevlm.bundle import ParityResult
 from edgevlm.child import run_child
@@ -31,7 +32,6 @@ from edgevlm.exporters.base import Precision, Progress
 from edgevlm.imageio import load_image
 from edgevlm.models.footprint import release
 from edgevlm.models.vlm import VlmModel
-from edgevlm.pipeline import reference
 from edgevlm.preprocess import PreparedImage, normalise, prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.recipe import VerifyThresholds

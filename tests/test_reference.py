@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import tiny_model
 
+from edgevlm import reference
 from edgevlm.context import image_parts, segments, splice
 from edgevlm.models.vit import Vit
 from edgevlm.models.vlm import VlmModel
-from edgevlm.pipeline import reference
 from edgevlm.prompt import IMAGE_PLACEHOLDER
 from edgevlm.spec import VitSpec
 
