@@ -29,11 +29,25 @@ class VerifyThresholds(BaseModel):
     fusion_cosine: float | None = Field(default=None, ge=0, le=1)
 
 
+class PassEntry(BaseModel):
+    """One pass by its name; the other fields are the pass's own, which the host half knows and checks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(min_length=1)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the user wrote for the pass."""
+        return dict(self.model_extra or {})
+
+
 class Recipe(BaseModel):
     """What to make of a checkpoint.
 
     Attributes:
         model: a folder, a `zoo:` name, or a hub id.
+        passes: what makes the model smaller before it is exported, in this order.
         format: the artefact family to write.
         precision: weights of the decoder and its embedding.
         gguf_type: the exact GGUF type where `format` is gguf; None derives it from `precision`.
@@ -49,6 +63,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(min_length=1)
+    passes: tuple[PassEntry, ...] = ()
     format: Literal["onnx", "gguf"] = "onnx"
     precision: Precision = "int4"
     gguf_type: GgufType | None = None

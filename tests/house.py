@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("assembly", "models", "zoo.scenes"),
     ("reference",),
     ("calibration",),
+    ("passes",),
     ("quant", "pruning", "runtimes"),
     ("context", "exporters", "generation"),
     ("fusing",),
@@ -37,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 #: Modules that may import torch and friends; everything else runs on the device.
 HOST_HALF = (
-    *("models", "reference", "calibration", "pruning", "quant", "exporters", "pipeline"),
+    *("models", "reference", "calibration", "passes", "pruning", "quant", "exporters", "pipeline"),
     *("runtimes.torch", "bench.suite"),
     *(f"zoo.{name}" for name in ZOO_HOST_HALF),
 )

@@ -1,4 +1,4 @@
-"""Compile a recipe: load, export, verify, and hand over one bundle or nothing.
+"""Compile a recipe: load, prune, export, verify, and hand over one bundle or nothing.
 
 `compile_recipe(recipe, out)` is the whole flow of the host half. The bundle grows in a temporary sibling of `out` and
 gets its final name only after it has answered like the original.
@@ -22,6 +22,7 @@ from edgevlm.bundle import (
     sha256_file,
     write_manifest,
 )
+from edgevlm.calibration import Calibration
 from edgevlm.errors import UnsupportedError
 from edgevlm.exporters import onnx
 from edgevlm.exporters.base import Artifact, Precision, Progress
@@ -31,6 +32,7 @@ from edgevlm.exporters.gguf.mmproj import export_mmproj
 from edgevlm.exporters.gguf.mmproj import supports as mmproj_supports
 from edgevlm.exporters.newline import write_newline
 from edgevlm.models import VlmModel, load, resolve
+from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.recipe import GgufType, Recipe
 from edgevlm.spec import ModelSpec
@@ -46,16 +48,19 @@ GGUF_PRECISIONS: dict[GgufType, Precision] = {
     "q4_k_m": "int4",
 }
 _TOOLS = ("torch", "onnx", "onnxruntime", "gguf", "llama-cpp-python", "tokenizers", "numpy")
-#: Shares of the progress bar: load, export, verify.
-_LOADED, _EXPORTED = 0.02, 0.6
+#: Shares of the progress bar: load, passes, export, verify.
+_LOADED, _PRUNED, _EXPORTED = 0.02, 0.3, 0.6
 
 
-def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress) -> Bundle:
+def compile_recipe(
+    recipe: Recipe, out: Path, *, calibration: Calibration | None = None, force: bool = False, progress: Progress
+) -> Bundle:
     """Turn a checkpoint into a verified bundle at `out`.
 
     Args:
         recipe: what to make of which model.
         out: where the bundle goes; must not exist unless `force`.
+        calibration: for passes that need it.
         force: replace what is at `out`.
         progress: called with a share of 1 and what is being done.
 
@@ -64,19 +69,21 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
         ParityError: the bundle does not answer like the original. Nothing was written.
     """
     progress(0, 1, "load")
+    passes = parse_passes(recipe)
     folder = resolve(recipe.model)
     vision_precision = recipe.vision_precision or ("fp32" if recipe.precision == "fp32" else "fp16")
     gguf_type = recipe.gguf_type or GGUF_TYPES[recipe.precision]
-    model = load(
-        folder,
-        resolution=recipe.resolution,
-        prompt_template=recipe.prompt_template,
-        accept=lambda spec: _refuse_unsupported(recipe, spec, vision_precision, gguf_type),
-    )
+
+    def accept(spec: ModelSpec) -> None:
+        _refuse_unsupported(recipe, plan_passes(passes, spec, calibration), vision_precision, gguf_type)
+
+    model = load(folder, resolution=recipe.resolution, prompt_template=recipe.prompt_template, accept=accept)
     decoder_precision = GGUF_PRECISIONS[gguf_type] if recipe.format == "gguf" else recipe.precision
     limits = thresholds(decoder_precision, vision_precision, recipe.verify)
+    pruned = _PRUNED if passes else _LOADED
     with atomic_folder(out, replace=force) as work:
-        report = _part(progress, _LOADED, _EXPORTED)
+        model = run_passes(passes, model, calibration, _part(progress, _LOADED, pruned))
+        report = _part(progress, pruned, _EXPORTED)
         if recipe.format == "gguf":
             artifacts = gguf.export(model, work, gguf_type=gguf_type, progress=_part(report, 0, 0.5))
             artifacts += onnx.export_vision_part(

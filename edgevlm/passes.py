@@ -1,0 +1,81 @@
+"""What a pass is: one step that makes a model smaller, between the loader and the exporter.
+
+A pass is made from what the user wrote about it (its `Config`), refuses models by their spec alone, tells how it will
+change that spec, and then turns a `VlmModel` into another. `edgevlm.pipeline.passes` knows all passes by name and which
+orders are legal.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from edgevlm.calibration import Calibration
+from edgevlm.models.vlm import VlmModel
+from edgevlm.spec import ModelSpec
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+class Stage(IntEnum):
+    """When a pass runs: a pass never comes after one of a later stage, for the reason that stands beside each."""
+
+    #: What later passes see of calibration images is what the decoder will see of images.
+    TOKENS = 1
+    #: Layers, channels and vocabulary that go take the zeros and the training of later stages with them.
+    STRUCTURE = 2
+    #: Weights become zero.
+    SPARSITY = 3
+    #: What is left is trained.
+    HEALING = 4
+    #: Numbers get narrow, and are not computed with any more.
+    QUANTIZATION = 5
+
+
+class Pass(ABC, Generic[ConfigT]):
+    """One step of a recipe.
+
+    Attributes:
+        name: by which recipes know it.
+        stage: when it runs.
+        needs_calibration: it is refused where the user gave no calibration data.
+        repeats: a recipe may have it more than once.
+        excludes: passes that it cannot share a recipe with, and why.
+        Config: what a user may write about it (`extra="forbid"`).
+    """
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+    needs_calibration: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
+    excludes: ClassVar[Mapping[str, str]] = {}
+    Config: ClassVar[type[BaseModel]]
+
+    def __init__(self, config: ConfigT, seed: int) -> None:
+        """Keep what the user wrote, and the seed of everything drawn at random.
+
+        Raises:
+            InputError: the fields do not go together.
+        """
+        self.config = config
+        self.seed = seed
+
+    @abstractmethod
+    def applies_to(self, spec: ModelSpec) -> str | None:
+        """Why this model cannot take the pass, or None."""
+
+    @abstractmethod
+    def planned(self, spec: ModelSpec) -> ModelSpec:
+        """The spec after the pass, as far as it is known before weights are read; `applies_to` has been asked."""
+
+    @abstractmethod
+    def run(self, model: VlmModel, calibration: Calibration | None) -> VlmModel:
+        """The model after the pass; the one given stays as it is.
+
+        Raises:
+            EdgeVLMError: the weights or the calibration data do not allow it.
+        """

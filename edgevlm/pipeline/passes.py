@@ -1,0 +1,114 @@
+"""The passes of a recipe: found by name, their fields checked, illegal orders refused, run one after the other.
+
+In: the entries of `Recipe.passes` and a `ModelSpec`; everything that can be refused is refused from these, before
+weights are read. Out: passes, and the model that they make.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from pydantic import ValidationError
+
+from edgevlm.calibration import Calibration
+from edgevlm.errors import InputError, UnsupportedError
+from edgevlm.exporters.base import Progress
+from edgevlm.models import VlmModel
+from edgevlm.passes import Pass, Stage
+from edgevlm.recipe import PassEntry, Recipe
+from edgevlm.spec import ModelSpec
+
+#: Name -> module and class. A new pass is a class and a line here.
+PASSES: dict[str, str] = {}
+
+#: Why nothing of an earlier stage may follow a pass of this stage.
+_LAST_WORD = {
+    Stage.TOKENS: "",
+    Stage.STRUCTURE: "what it measured would change with the image tokens",
+    Stage.SPARSITY: "the share of zeros would change with what is removed",
+    Stage.HEALING: "what was trained would be damaged again",
+    Stage.QUANTIZATION: "quantized weights are final",
+}
+_WHERE, _HINT = "recipe field 'passes'", "see docs/pruning.md"
+
+
+def parse_passes(recipe: Recipe) -> list[Pass[Any]]:
+    """The recipe's passes in order, their fields checked and their order found legal.
+
+    Raises:
+        InputError: there is no such pass, or a field is unknown or out of range.
+        UnsupportedError: the passes cannot stand together, or not in this order.
+    """
+    passes = [_parse(entry, recipe.seed, f"recipe field 'passes.{index}'") for index, entry in enumerate(recipe.passes)]
+    for earlier, later in combinations(passes, 2):
+        _check_pair(earlier, later)
+    return passes
+
+
+def plan_passes(passes: Sequence[Pass[Any]], spec: ModelSpec, calibration: Calibration | None) -> ModelSpec:
+    """The spec after all passes.
+
+    Raises:
+        UnsupportedError: a pass does not fit the model.
+        InputError: a pass needs calibration data and there are none.
+    """
+    for each in passes:
+        reason = each.applies_to(spec)
+        if reason is not None:
+            raise UnsupportedError(
+                f"{each.name} cannot be used on {spec.name}: {reason}", _WHERE, "see docs/pruning.md"
+            )
+        if each.needs_calibration and (calibration is None or not calibration.count):
+            raise InputError(f"{each.name} needs calibration images and there are none", _WHERE, _HINT)
+        spec = each.planned(spec)
+    return spec
+
+
+def run_passes(
+    passes: Sequence[Pass[Any]], model: VlmModel, calibration: Calibration | None, progress: Progress
+) -> VlmModel:
+    """The model after all passes, which have been planned for it.
+
+    Raises:
+        EdgeVLMError: a pass failed.
+    """
+    for index, each in enumerate(passes):
+        progress(index, len(passes), each.name)
+        model = each.run(model, calibration)
+    return model
+
+
+def _parse(entry: PassEntry, seed: int, where: str) -> Pass[Any]:
+    if entry.name not in PASSES:
+        near = difflib.get_close_matches(entry.name, PASSES, n=1, cutoff=0.4)
+        guess = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"there is no pass {entry.name!r}", where, f"{guess}passes: {', '.join(PASSES)}")
+    module, _, name = PASSES[entry.name].partition(":")
+    cls: type[Pass[Any]] = getattr(importlib.import_module(module), name)
+    try:
+        config = cls.Config.model_validate(entry.fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        fields = ", ".join(cls.Config.model_fields) or "none"
+        raise InputError(f"{entry.name} field {field!r}: {problem['msg']}", where, f"fields: {fields}") from error
+    return cls(config, seed)
+
+
+def _check_pair(earlier: Pass[Any], later: Pass[Any]) -> None:
+    """Refuse two passes that stand in this order in one recipe."""
+    if earlier.name == later.name and not earlier.repeats:
+        raise UnsupportedError(f"{later.name} stands twice in the recipe", _WHERE, "keep one of them")
+    reason = earlier.excludes.get(later.name) or later.excludes.get(earlier.name)
+    if reason:
+        raise UnsupportedError(f"{earlier.name} and {later.name} exclude each other: {reason}", _WHERE, "keep one")
+    if later.stage < earlier.stage:
+        raise UnsupportedError(
+            f"{later.name} cannot come after {earlier.name}: {_LAST_WORD[earlier.stage]}",
+            _WHERE,
+            f"put {later.name} before {earlier.name}",
+        )
