@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgevlm.models.decoder import KeyValue, join_axes, rotary_tables
+from edgevlm.models.decoder import KeyValue, rotary_for
 from edgevlm.models.vlm import VlmModel
 from edgevlm.patches import graph_inputs
 from edgevlm.prompt import IMAGE_PLACEHOLDER
@@ -134,7 +134,5 @@ def _rotary(spec: DecoderSpec, segments: list[Segment]) -> KeyValue:
     """Cosines and sines `[1, L, rotary_dim / 2]` of a sequence from its start."""
     length = sum(map(len, flat(segments)))
     if spec.rope_sections:
-        positions = torch.from_numpy(RotaryPositions(length).append(0, segments))[:, None]
-        tables = rotary_tables(positions, spec.rotary_dim, spec.rope_theta, spec.rope_scaling)
-        return join_axes(tables, spec.rope_sections)
-    return rotary_tables(torch.arange(length)[None], spec.rotary_dim, spec.rope_theta, spec.rope_scaling)
+        return rotary_for(spec, torch.from_numpy(RotaryPositions(length).append(0, segments))[:, None])
+    return rotary_for(spec, torch.arange(length)[None])

@@ -59,6 +59,12 @@ def join_axes(tables: KeyValue, sections: tuple[int, ...]) -> KeyValue:
     return cos, sin
 
 
+def rotary_for(spec: DecoderSpec, position_ids: Tensor) -> KeyValue:
+    """Cosine and sine `[B, S, rotary_dim / 2]` of positions `[B, S]`, or `[3, B, S]` for M-RoPE."""
+    tables = rotary_tables(position_ids, spec.rotary_dim, spec.rope_theta, spec.rope_scaling)
+    return join_axes(tables, spec.rope_sections) if spec.rope_sections else tables
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Half-split rotation of the leading `2 * cos.shape[-1]` channels of `x` `[B, heads, S, D]`."""
     half = cos.shape[-1]
@@ -206,9 +212,7 @@ class Decoder(nn.Module):
             offset = total - length
             allowed = torch.ones(length, total, dtype=torch.bool, device=inputs_embeds.device)
             mask = allowed.tril(offset)[None, None]
-        rotary = rotary_tables(position_ids, spec.rotary_dim, spec.rope_theta, spec.rope_scaling)
-        if spec.rope_sections:
-            rotary = join_axes(rotary, spec.rope_sections)
+        rotary = rotary_for(spec, position_ids)
         x, presents = inputs_embeds, []
         for index, layer in enumerate(self.layers):
             x, present = layer(x, rotary, past[index] if past else None, mask)
