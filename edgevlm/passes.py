@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Generic, TypeVar
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 
 from edgevlm.calibration import Calibration
 from edgevlm.models.vlm import VlmModel
+from edgevlm.progress import Report
 from edgevlm.spec import ModelSpec
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -34,6 +36,21 @@ class Stage(IntEnum):
     HEALING = 4
     #: Numbers get narrow, and are not computed with any more.
     QUANTIZATION = 5
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may look at beside the model that it changes.
+
+    Attributes:
+        calibration: the samples; None where the user gave none.
+        original: the model before any weight was changed; its image tokens may be fewer already.
+        progress: called with work done, work in all, and what is being done.
+    """
+
+    calibration: Calibration | None
+    original: VlmModel
+    progress: Report
 
 
 class Pass(ABC, Generic[ConfigT]):
@@ -73,7 +90,7 @@ class Pass(ABC, Generic[ConfigT]):
         """The spec after the pass, as far as it is known before weights are read; `applies_to` has been asked."""
 
     @abstractmethod
-    def run(self, model: VlmModel, calibration: Calibration | None) -> VlmModel:
+    def run(self, model: VlmModel, context: PassContext) -> VlmModel:
         """The model after the pass; the one given stays as it is.
 
         Raises:

@@ -18,7 +18,7 @@ from edgevlm.calibration import Calibration
 from edgevlm.errors import InputError, UnsupportedError
 from edgevlm.exporters.base import Progress
 from edgevlm.models import VlmModel
-from edgevlm.passes import Pass, Stage
+from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.recipe import PassEntry, Recipe
 from edgevlm.spec import ModelSpec
 
@@ -76,10 +76,23 @@ def run_passes(
     Raises:
         EdgeVLMError: a pass failed.
     """
+    original = model
     for index, each in enumerate(passes):
-        progress(index, len(passes), each.name)
-        model = each.run(model, calibration)
+        report = _share(progress, each.name, index, len(passes))
+        report(0, 1, "begins")
+        model = each.run(model, PassContext(calibration, original, report))
+        if each.stage == Stage.TOKENS:
+            original = model
     return model
+
+
+def _share(progress: Progress, name: str, index: int, count: int) -> Progress:
+    """Reports of one pass as a share of all."""
+
+    def report(done: float, total: float, what: str) -> None:
+        progress(index + (done / total if total else 1), count, f"{name}: {what}")
+
+    return report
 
 
 def _parse(entry: PassEntry, seed: int, where: str) -> Pass[Any]:

@@ -14,7 +14,7 @@ from edgevlm import pipeline
 from edgevlm.calibration import Calibration, Sample
 from edgevlm.errors import InputError, UnsupportedError
 from edgevlm.models import VlmModel, load
-from edgevlm.passes import Pass, Stage
+from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.pipeline import passes as registry
 from edgevlm.pipeline.passes import parse_passes, plan_passes
 from edgevlm.recipe import PassEntry, Recipe
@@ -40,8 +40,8 @@ class Drop(Pass[Config]):
         layers = spec.decoder.num_hidden_layers - self.config.layers
         return dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, num_hidden_layers=layers))
 
-    def run(self, model: VlmModel, calibration: Calibration | None) -> VlmModel:
-        del calibration
+    def run(self, model: VlmModel, context: PassContext) -> VlmModel:
+        del context
         with torch.device("meta"):
             decoder = type(model.decoder)(self.planned(model.spec).decoder)
         kept = {name: model.decoder.state_dict()[name] for name in decoder.state_dict()}

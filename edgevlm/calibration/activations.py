@@ -1,0 +1,171 @@
+"""Calibration samples as the decoder sees them: preprocessed, encoded, spliced into the prompt, answered.
+
+In: a `VlmModel` (weights in any float dtype, perhaps memory-mapped) and samples. Out: for each sample the embeddings
+that enter the first decoder layer, with the true mix of image and text positions. Images go through the model's own
+preprocessing and vision tower, tiles, newlines, token reducers and fusion included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgevlm import reference
+from edgevlm.assembly import ImageAssembler, Piece
+from edgevlm.calibration import Calibration, Sample
+from edgevlm.calibration.scratch import Scratch
+from edgevlm.errors import InputError
+from edgevlm.imageio import load_image
+from edgevlm.models.decoder import KeyValue, rotary_for
+from edgevlm.models.vlm import VlmModel
+from edgevlm.preprocess import PreparedImage, normalise, prepare
+from edgevlm.progress import Report
+from edgevlm.prompt import IMAGE_PLACEHOLDER, Message, PromptFormatter
+from edgevlm.runtimes.positions import RotaryPositions
+from edgevlm.spec import DecoderSpec
+from edgevlm.tokenizer import Tokenizer
+
+#: Marks positions without a known next token.
+IGNORE = -100
+#: Tokens of an answer that are looked at; answers of conversation data may be pages long.
+_ANSWER_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What is known of one sample's positions.
+
+    Attributes:
+        positions: int `[1, S]`, or `[3, 1, S]` for M-RoPE.
+        is_image: bool `[S]`.
+        labels: int64 `[S]`, the token that follows where it belongs to an answer, else `IGNORE`.
+    """
+
+    positions: Tensor
+    is_image: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Hidden states `[S, H]` of all samples, float32, in front of some decoder layer; they are overwritten in place."""
+
+    spec: DecoderSpec
+    states: list[Tensor]
+    sequences: list[Sequence]
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def rotary(self, index: int) -> KeyValue:
+        """Cosines and sines of one sample's positions."""
+        return rotary_for(self.spec, self.sequences[index].positions)
+
+
+@dataclass(frozen=True)
+class _Part:
+    piece: Piece
+    is_image: bool
+
+    @property
+    def length(self) -> int:
+        """Positions."""
+        return self.piece.size // self.piece.shape[-1] if self.piece.ndim > 1 else len(self.piece)
+
+
+class _Embedder:
+    """Turns the samples of one model into pieces of its prompt."""
+
+    def __init__(self, model: VlmModel) -> None:
+        self._model = model
+        self._tokenizer = Tokenizer(model.tokenizer_files["tokenizer.json"])
+        self._formatter = PromptFormatter(model.spec.prompt, self._tokenizer)
+        newline = None if model.image_newline is None else model.image_newline.float().numpy()
+        self._assembler = ImageAssembler(model.spec, self._tokenizer, newline)
+        self._key = b""
+        self._features: NDArray[np.float32] = np.empty(0, np.float32)
+
+    def pieces(self, sample: Sample) -> tuple[list[_Part], list[int]]:
+        """The prompt in parts, images encoded, and the ids of the answer, the stop token included."""
+        spec = self._model.spec
+        system = self._formatter.system_messages(None)
+        ids = self._formatter.start([*system, Message("user", sample.prompt, images=1)])
+        image = prepare(load_image(sample.image), spec.preprocess)
+        # Neighbours often ask about the same image; the vision tower is most of the work.
+        if image.key != self._key:
+            (self._features,) = reference.image_features(self._model, [normalise(image.tiles, spec.preprocess)])
+            self._key = image.key
+        return self._spliced(ids, image), self._answer(sample.answer)
+
+    def _spliced(self, ids: list[int], image: PreparedImage) -> list[_Part]:
+        place, spec = ids.index(IMAGE_PLACEHOLDER), self._model.spec
+        if spec.fusion is not None:
+            (fused,) = reference.fused_prompts(self._model, [self._features[0]], [ids])
+            end = place + spec.fusion.image_tokens
+            parts = [_Part(fused[:place], False), _Part(fused[place:end], True), _Part(fused[end:], False)]
+        else:
+            text = np.array(ids, np.int32)
+            pieces = self._assembler.pieces(self._features, image)
+            inside = [_Part(piece, piece.ndim > 1) for piece in pieces]
+            parts = [_Part(text[:place], False), *inside, _Part(text[place + 1 :], False)]
+        return [part for part in parts if len(part.piece)]
+
+    def _answer(self, answer: str) -> list[int]:
+        ids = self._tokenizer.encode_plain(answer)[:_ANSWER_TOKENS] if answer else []
+        return [*ids, *self._model.spec.prompt.stop_token_ids[:1]] if ids else []
+
+
+def embed(model: VlmModel, calibration: Calibration, scratch: Scratch, progress: Report) -> Activations:
+    """The samples in front of the model's first decoder layer.
+
+    Args:
+        model: whose preprocessing, vision tower and embeddings are used.
+        calibration: the samples.
+        scratch: where the hidden states lie.
+        progress: called with samples done, samples in all.
+
+    Raises:
+        InputError: there are no samples.
+    """
+    samples = _counted(calibration, progress)
+    activations = Activations(model.spec.decoder, [], [])
+    embedder = _Embedder(model)
+    for sample in samples:
+        parts, answer = embedder.pieces(sample)
+        if len(answer) > 1:
+            # The last token of the answer is never an input, since nothing follows it.
+            parts.append(_Part(np.array(answer[:-1], np.int32), False))
+        rows = torch.from_numpy(np.concatenate([_rows(model, part.piece) for part in parts]))
+        labels = torch.full((len(rows),), IGNORE)
+        if answer:
+            labels[-len(answer) :] = torch.tensor(answer)
+        is_image = torch.cat([torch.full((part.length,), part.is_image) for part in parts])
+        positions = _positions(model.spec.decoder, [part.piece for part in parts], len(rows))
+        activations.states.append(scratch.keep(rows))
+        activations.sequences.append(Sequence(positions, is_image, labels))
+    return activations
+
+
+def _counted(calibration: Calibration, progress: Report) -> Iterable[Sample]:
+    if not calibration.count:
+        raise InputError("there are no calibration samples", "calibration", "give images, or --calibrate scenes")
+    for index, sample in enumerate(calibration.samples()):
+        progress(index, calibration.count, f"calibration image {index + 1} of {calibration.count}")
+        yield sample
+
+
+def _rows(model: VlmModel, piece: Piece) -> NDArray[np.float32]:
+    if piece.ndim == 1:
+        return reference.token_embeddings(model, piece.tolist())
+    return piece.reshape(-1, piece.shape[-1]).astype(np.float32, copy=False)
+
+
+def _positions(spec: DecoderSpec, pieces: list[Piece], length: int) -> Tensor:
+    if spec.rope_sections:
+        return torch.from_numpy(RotaryPositions(length).append(0, list(pieces)))[:, None]
+    return torch.arange(length)[None]

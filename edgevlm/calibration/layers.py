@@ -1,0 +1,130 @@
+"""The decoder's layers one after the other, over all calibration samples at once.
+
+`walk` gives a float32 copy of each layer. Whoever asked looks at what goes into its linear layers, changes it, and goes
+on; the outputs are then computed with the changed weights, so that the next layer is judged on what it will really see.
+Only one layer exists in float32 at a time. Everything is computed sample by sample in a fixed order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from edgevlm.calibration.activations import Activations
+from edgevlm.models.decoder import Decoder, DecoderLayer, SwiGLU
+from edgevlm.models.footprint import release
+
+#: Called with the index of a layer, of a sample, and that sample's states in front of and behind the layer, `[S, H]`.
+Watch: TypeAlias = Callable[[int, int, Tensor, Tensor], None]
+
+
+class Statistic(Protocol):
+    """What is collected of a linear layer's inputs."""
+
+    def add(self, rows: Tensor) -> None:
+        """Count rows `[S, C]`."""
+
+
+StatisticT = TypeVar("StatisticT", bound=Statistic)
+
+
+@dataclass(frozen=True)
+class LayerStep:
+    """One layer, in float32, and the hidden states in front of it.
+
+    Attributes:
+        index: which one.
+        layer: a copy that may be changed.
+        activations: in front of the layer.
+    """
+
+    index: int
+    layer: DecoderLayer
+    activations: Activations
+
+    def outputs(self, sample: int) -> Tensor:
+        """Hidden states `[S, H]` of a sample behind the layer as it is now."""
+        states = self.activations.states[sample][None]
+        result: Tensor = self.layer(states, self.activations.rotary(sample), None, None)[0][0]
+        return result
+
+    def linear(self, name: str) -> nn.Linear:
+        """The layer's linear module of this name."""
+        module = self.layer.get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        return module
+
+    @torch.inference_mode()
+    def collect(
+        self, make: Callable[[int], StatisticT], tokens: Sequence[Tensor] | None = None
+    ) -> dict[str, StatisticT]:
+        """A statistic of the inputs of each linear module, by its name; modules with one input share one.
+
+        Args:
+            make: a fresh statistic for so many channels.
+            tokens: of each sample the positions to count; None counts all.
+        """
+        found: dict[str, StatisticT] = {}
+        handles, current = [], 0
+
+        def hook(statistic: StatisticT) -> Callable[[nn.Module, tuple[Tensor]], None]:
+            def see(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+                rows = inputs[0][0]
+                statistic.add(rows if tokens is None else rows[tokens[current]])
+
+            return see
+
+        for group in linear_groups(self.layer):
+            first = self.linear(group[0])
+            statistic = make(first.in_features)
+            found |= dict.fromkeys(group, statistic)
+            handles.append(first.register_forward_pre_hook(hook(statistic)))
+        try:
+            for current in range(len(self.activations)):
+                self.outputs(current)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+
+def linear_groups(layer: DecoderLayer) -> list[tuple[str, ...]]:
+    """Names of the layer's linear modules in the order of computation, those with the same input together."""
+    attention: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    gated = isinstance(layer.mlp, SwiGLU)
+    into: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj") if gated else ("mlp.fc1",)
+    out = "mlp.down_proj" if gated else "mlp.fc2"
+    if layer.parallel:
+        return [attention + into, ("self_attn.o_proj",), (out,)]
+    return [attention, ("self_attn.o_proj",), into, (out,)]
+
+
+def walk(decoder: Decoder, activations: Activations, watch: Watch | None = None) -> Iterator[LayerStep]:
+    """Each layer in turn; afterwards `activations` hold the states behind the last.
+
+    Args:
+        decoder: its own weights stay as they are.
+        activations: in front of the first layer.
+        watch: sees each sample's states in front of and behind each layer.
+    """
+    for index, stored in enumerate(decoder.layers):
+        layer = copy.deepcopy(stored).float()
+        assert isinstance(layer, DecoderLayer)
+        release(stored)
+        step = LayerStep(index, layer, activations)
+        yield step
+        _advance(step, watch)
+
+
+@torch.inference_mode()
+def _advance(step: LayerStep, watch: Watch | None) -> None:
+    for sample, states in enumerate(step.activations.states):
+        outputs = step.outputs(sample)
+        if watch is not None:
+            watch(step.index, sample, states, outputs)
+        states.copy_(outputs)
