@@ -42,12 +42,29 @@ class PassEntry(BaseModel):
         return dict(self.model_extra or {})
 
 
+class CalibrationData(BaseModel):
+    """Images and questions that passes may look at.
+
+    Attributes:
+        source: `scenes`, a folder of images, or a `.jsonl` file of images and prompts.
+        n: at most so many samples.
+        memory_gb: of their activations and of changed weights this much is held in memory, the rest on disk.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(min_length=1)
+    n: int = Field(default=128, gt=0, le=1_000_000)
+    memory_gb: float = Field(default=4.0, ge=0)
+
+
 class Recipe(BaseModel):
     """What to make of a checkpoint.
 
     Attributes:
         model: a folder, a `zoo:` name, or a hub id.
         passes: what makes the model smaller before it is exported, in this order.
+        calibration: for passes that look at images; None where there are none.
         format: the artefact family to write.
         precision: weights of the decoder and its embedding.
         gguf_type: the exact GGUF type where `format` is gguf; None derives it from `precision`.
@@ -64,6 +81,7 @@ class Recipe(BaseModel):
 
     model: str = Field(min_length=1)
     passes: tuple[PassEntry, ...] = ()
+    calibration: CalibrationData | None = None
     format: Literal["onnx", "gguf"] = "onnx"
     precision: Precision = "int4"
     gguf_type: GgufType | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
+from edgevlm.errors import InputError
 from edgevlm.progress import show_progress
 from edgevlm.recipe import GgufType, Precision, Recipe
+from edgevlm.tables import printable
 
 _PRECISIONS = click.Choice(get_args(Precision))
 
@@ -25,6 +27,9 @@ _PRECISIONS = click.Choice(get_args(Precision))
 )
 @click.option("--resolution", type=int, help="Input pixels along one side.  [default: the checkpoint's]")
 @click.option("--prompt-template", help="One of the family's prompt templates, by name.  [default: the checkpoint's]")
+@click.option("--calibrate", metavar="SOURCE", help="Images for passes: scenes, a folder, or a .jsonl file.")
+@click.option("-n", "calibrate_n", type=int, help="Calibration samples.  [default: 128]")
+@click.option("--calib-memory", type=float, metavar="GB", help="Memory for calibration data.  [default: 4]")
 @click.option("--target", help="Device profile.  [default: cpu]")
 @click.option("--recipe", type=click.Path(path_type=Path), help="YAML file with the same fields; flags win.")
 @click.option("--force", is_flag=True, help="Replace what is at OUT.")
@@ -38,6 +43,9 @@ def command(
     mmproj: bool | None,
     resolution: int | None,
     prompt_template: str | None,
+    calibrate: str | None,
+    calibrate_n: int | None,
+    calib_memory: float | None,
     target: str | None,
     recipe: Path | None,
     force: bool,
@@ -55,6 +63,7 @@ def command(
         "mmproj": mmproj,
         "resolution": resolution,
         "prompt_template": prompt_template,
+        "calibration": _calibration(calibrate, calibrate_n, calib_memory),
         "target": target,
     }
     chosen = Recipe.from_sources(recipe, flags)
@@ -63,4 +72,17 @@ def command(
     with show_progress("export") as report:
         bundle = compile_recipe(chosen, out, force=force, progress=report)
     parity = ", ".join(f"{result.stage} {result.metric} {result.value:.4f}" for result in bundle.manifest.parity)
+    for note in bundle.spec.notes:
+        click.echo(f"note: {printable(note)}")
     click.echo(f"{out}: {bundle.total_bytes / 1e6:.1f} MB, verified ({parity})")
+
+
+def _calibration(source: str | None, n: int | None, memory_gb: float | None) -> dict[str, Any] | None:
+    """The recipe's field `calibration` from the flags; None where none was given."""
+    if source is None:
+        if n is not None or memory_gb is not None:
+            flag = "-n" if n is not None else "--calib-memory"
+            raise InputError(f"{flag} says nothing without --calibrate", flag, "add --calibrate scenes, or a folder")
+        return None
+    given = {"source": source, "n": n, "memory_gb": memory_gb}
+    return {name: value for name, value in given.items() if value is not None}

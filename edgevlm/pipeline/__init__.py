@@ -23,6 +23,7 @@ from edgevlm.bundle import (
     write_manifest,
 )
 from edgevlm.calibration import Calibration
+from edgevlm.calibration.sources import open_calibration
 from edgevlm.errors import UnsupportedError
 from edgevlm.exporters import onnx
 from edgevlm.exporters.base import Artifact, Precision, Progress
@@ -52,15 +53,12 @@ _TOOLS = ("torch", "onnx", "onnxruntime", "gguf", "llama-cpp-python", "tokenizer
 _LOADED, _PRUNED, _EXPORTED = 0.02, 0.3, 0.6
 
 
-def compile_recipe(
-    recipe: Recipe, out: Path, *, calibration: Calibration | None = None, force: bool = False, progress: Progress
-) -> Bundle:
+def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress) -> Bundle:
     """Turn a checkpoint into a verified bundle at `out`.
 
     Args:
         recipe: what to make of which model.
         out: where the bundle goes; must not exist unless `force`.
-        calibration: for passes that need it.
         force: replace what is at `out`.
         progress: called with a share of 1 and what is being done.
 
@@ -70,6 +68,7 @@ def compile_recipe(
     """
     progress(0, 1, "load")
     passes = parse_passes(recipe)
+    calibration = _calibration(recipe)
     folder = resolve(recipe.model)
     vision_precision = recipe.vision_precision or ("fp32" if recipe.precision == "fp32" else "fp16")
     gguf_type = recipe.gguf_type or GGUF_TYPES[recipe.precision]
@@ -107,6 +106,13 @@ def compile_recipe(
         write_manifest(work, manifest.model_copy(update={"parity": results}))
     progress(1, 1, "done")
     return open_bundle(out)
+
+
+def _calibration(recipe: Recipe) -> Calibration | None:
+    data = recipe.calibration
+    if data is None:
+        return None
+    return open_calibration(data.source, data.n, seed=recipe.seed, memory=int(data.memory_gb * 1e9))
 
 
 def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: Precision, gguf_type: GgufType) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -33,6 +34,8 @@ _LAST_WORD = {
     Stage.HEALING: "what was trained would be damaged again",
     Stage.QUANTIZATION: "quantized weights are final",
 }
+#: So many unreadable images are named, the others counted.
+_NAMED = 5
 _WHERE, _HINT = "recipe field 'passes'", "see docs/pruning.md"
 
 
@@ -83,7 +86,17 @@ def run_passes(
         model = each.run(model, PassContext(calibration, original, report))
         if each.stage == Stage.TOKENS:
             original = model
-    return model
+    return _say_what_was_skipped(model, calibration)
+
+
+def _say_what_was_skipped(model: VlmModel, calibration: Calibration | None) -> VlmModel:
+    """A note for people on the calibration images that could not be read."""
+    if calibration is None or not calibration.skipped:
+        return model
+    shown = ", ".join(calibration.skipped[:_NAMED])
+    more = f" and {len(calibration.skipped) - _NAMED} more" if len(calibration.skipped) > _NAMED else ""
+    note = f"calibrated without {len(calibration.skipped)} images that cannot be read: {shown}{more}"
+    return replace(model, spec=replace(model.spec, notes=(*model.spec.notes, note)))
 
 
 def _share(progress: Progress, name: str, index: int, count: int) -> Progress:
