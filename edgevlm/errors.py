@@ -13,16 +13,17 @@ class EdgeVLMError(Exception):
     Args:
         what: what went wrong, one line.
         where: the file, tensor, field or flag concerned, one line; may be empty.
-        hint: what to do about it, one line; may be empty.
+        hint: what to do about it, one line; where it is empty, what the kind of error usually asks for.
     """
 
     exit_code = 1
+    usual_hint = ""
 
     def __init__(self, what: str, where: str = "", hint: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.where = where
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
     def __str__(self) -> str:
         return "\n".join(part for part in (self.what, self.where, self.hint) if part)
@@ -36,6 +37,8 @@ class InputError(EdgeVLMError):
 
 class CheckpointError(InputError):
     """A checkpoint whose files, tensors or configuration cannot be used."""
+
+    usual_hint = "give the files as they were published"
 
 
 class BundleError(InputError):

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from edgevlm.models.checkpoint import read_json
+from edgevlm.models.configs import require
 from edgevlm.models.prompt_templates import with_template
 from edgevlm.models.source import resolve
 from edgevlm.models.unknown import unknown_model
@@ -32,11 +33,15 @@ FAMILIES = (
     "qwen2_vl",
     "internvl",
     "llava",
+    "llava_next",
     "llava_onevision",
     "phi_vlm",
     "mobilevlm",
     "nanovlm",
 )
+
+#: Fields of checkpoints whose weights are not plain numbers: transformers' and MLX's.
+_QUANTIZED = ("quantization_config", "quantization")
 
 __all__ = ["FAMILIES", "VlmModel", "load", "resolve"]
 
@@ -82,6 +87,8 @@ def _family(folder: Path) -> tuple[ModuleType, dict[str, Any]]:
     for family in families:
         named = config.get("model_type") in family.MODEL_TYPES
         if named or (hasattr(family, "recognises") and family.recognises(config)):
+            for field in _QUANTIZED:
+                require(config, field, (), str(folder / "config.json"))
             return family, config
     known = [model_type for family in families for model_type in family.MODEL_TYPES]
     raise unknown_model(config, str(folder / "config.json"), known)

@@ -55,5 +55,5 @@ def require(raw: dict[str, Any], field: str, allowed: tuple[Any, ...], where: st
     value = raw.get(field)
     if value is None or any(value == each and type(value) is type(each) for each in allowed):
         return
-    choices = " or ".join(repr(each) for each in allowed)
+    choices = " or ".join(repr(each) for each in allowed) or "none"
     raise CheckpointError(f"config.json: {field} {value!r:.60} is not supported", where, f"supported: {choices}")

@@ -7,16 +7,19 @@ BatchNorm folded, the unused CLIP head dropped, dimensions read from the tensors
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from edgevlm.errors import CheckpointError
-from edgevlm.models.checkpoint import open_checkpoint, read_json
+from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, require, section, validated
 from edgevlm.models.fastvithd import fold_batchnorm
 from edgevlm.models.loading import HEAD, build_checked, decoder_name, is_tied, named_tensors, vocabulary_rows
+from edgevlm.models.processor_files import ProcessorFiles, disagree, read_processor_files
+from edgevlm.models.square_images import read_square
 from edgevlm.models.tensors import assign
 from edgevlm.models.text_config import configured_stops, read_decoder
 from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
@@ -39,6 +42,21 @@ CHAT_TEMPLATE = (
 _STAGES = (0, 2, 4, 7, 10)
 _DOWNSAMPLES = {1: 1, 2: 3, 3: 5, 4: 8}
 _POSITIONS = {3: 6, 4: 9}
+
+#: What the published code and transformers' compute; the fields of both layouts.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_patch_merge_type": ("flat",),
+    "mm_resampler_type": (),
+    "mm_use_im_start_end": (False,),
+    "image_aspect_ratio": ("pad", "square"),
+    "projector_hidden_act": ("gelu",),
+    "multimodal_projector_bias": (True,),
+    "vision_feature_layer": (-1,),
+    "vision_feature_select_strategy": ("full",),
+}
+#: The default of transformers' class stands in files of any resolution.
+_DEFAULT_TOKENS = 576
 
 _APPLE_VISION = "model.vision_tower.vision_tower.model."
 _HF_VISION = "model.vision_tower.timm_model."
@@ -140,10 +158,13 @@ def read_spec(
     """
     file = str(folder / "config.json")
     text = {"rope_theta": 1e6, **raw, **section(raw, "text_config", file)}
-    require(text, "mm_projector_type", ("mlp2x_gelu",), file)
+    for field, allowed in _SUPPORTED.items():
+        require(raw, field, allowed, file)
     config = validated(_Config, text, file)
-    encoder = read_encoder(shapes)
-    resolution = _resolution(folder, config)
+    encoder, files = read_encoder(shapes), read_processor_files(folder)
+    resolution = _resolution(files, config)
+    tokens = (resolution // encoder.stride) ** 2
+    _check_encoder(raw, encoder, tokens, file)
     projector = shapes.get("vision.projector.linear_1.weight")
     if projector is None:
         raise CheckpointError(
@@ -155,11 +176,11 @@ def read_spec(
         vision=VisionSpec(
             encoder=encoder,
             image_size=resolution,
-            image_tokens=(resolution // encoder.stride) ** 2,
+            image_tokens=tokens,
             projector=MlpProjectorSpec(projector[0]),
         ),
         decoder=read_decoder(text, "qwen2", file, vocab_size=vocabulary_rows(shapes, str(folder)), tied=tied),
-        preprocess=PreprocessSpec(image_size=resolution, fit="pad" if config.image_aspect_ratio == "pad" else "crop"),
+        preprocess=_read_preprocess(files, resolution, encoder.stride, config.image_aspect_ratio),
         prompt=PromptSpec(
             chat_template=CHAT_TEMPLATE,
             image_token_id=tokenizer.image_token_id(config.image_token_index),
@@ -173,19 +194,45 @@ def read_spec(
     return spec
 
 
-def _resolution(folder: Path, config: _Config) -> int:
+def _check_encoder(raw: dict[str, Any], encoder: FastViTHDSpec, tokens: int, file: str) -> None:
+    """Refuse a configuration of another tower, or of another number of image tokens.
+
+    Raises:
+        CheckpointError: names the field and what is supported.
+    """
+    require(raw, "mm_hidden_size", (encoder.output_size,), file)
+    require(raw, "image_seq_length", (_DEFAULT_TOKENS, tokens), file)
+    if raw.get("model_type") == "fast_vlm":
+        vision = section(raw, "vision_config", file)
+        require(vision, "architecture", ("fastvit_mci3",), file)
+        require(vision, "hidden_size", (encoder.output_size,), file)
+
+
+def _resolution(files: ProcessorFiles, config: _Config) -> int:
     """Input pixels: the suffix of Apple's tower name, else the image processor's crop, else 1024."""
     if config.mm_vision_tower and (match := re.search(r"_(\d+)$", config.mm_vision_tower)):
         return int(match[1])
-    processor = folder / "preprocessor_config.json"
-    if processor.is_file():
-        data = read_json(processor)
-        for key in ("crop_size", "size"):
-            size = data.get(key)
-            size = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
-            if isinstance(size, int) and size > 0:
-                return size
+    for key in ("crop_size", "size"):
+        size = files.image.get(key)
+        size = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
+        if isinstance(size, int) and size > 0:
+            return size
     return DEFAULT_RESOLUTION
+
+
+def _read_preprocess(files: ProcessorFiles, resolution: int, stride: int, aspect_ratio: str) -> PreprocessSpec:
+    """CLIP's processing without normalisation, unless the processor file says otherwise.
+
+    Raises:
+        CheckpointError: a processor file contradicts the configuration, or asks for what is not supported.
+    """
+    for where, fields in ((files.image_where, files.image), (files.processor_where, files.processor)):
+        disagree("patch_size", fields.get("patch_size"), stride, where)
+        disagree("num_additional_image_tokens", fields.get("num_additional_image_tokens"), 0, where)
+        disagree("vision_feature_select_strategy", fields.get("vision_feature_select_strategy"), "full", where)
+    image = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0), **files.image}
+    tower = {"model_type": "clip_vision_model"}
+    return read_square(replace(files, image=image), tower, resolution, aspect_ratio=aspect_ratio)
 
 
 def load(folder: Path, raw: dict[str, Any]) -> VlmModel:

@@ -141,6 +141,10 @@ def read_spec(
     factor = raw.get("scale_factor", 2)
     if type(factor) is not int or factor < 1 or encoder.grid % factor:
         raise CheckpointError(f"config.json: scale_factor {factor!r:.60} does not divide {encoder.grid} patches", file)
+    # Published beside SmolVLM's text fields; other values would mean another connector.
+    require(text, "pixel_shuffle_factor", (factor,), file)
+    require(text, "qk_layer_norms", (False,), file)
+    require(text, "use_resampler", (False,), file)
     tokens = (encoder.grid // factor) ** 2
     files = read_processor_files(folder)
     files.agree("image_seq_len", tokens)

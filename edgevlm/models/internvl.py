@@ -164,6 +164,7 @@ def _renamed(raw: dict[str, Any], where: str) -> dict[str, Any]:
     require(raw, "select_layer", (-1,), where)
     require(raw, "template", ("internvl2_5",), where)
     require(raw, "use_thumbnail", (True,), where)
+    require(raw, "pad2square", (False,), where)
     vision = section(raw, "vision_config", where)
     require(vision, "qk_normalization", (False,), where)
     side = raw.get("force_image_size") or vision.get("image_size")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from edgevlm.models.decoder import Decoder
 from edgevlm.models.fastvlm import CHAT_TEMPLATE as CHATML_TEMPLATE
 from edgevlm.models.fusion import Fusion
 from edgevlm.models.loading import HEAD, decoder_name, is_tied, named_tensors, vocabulary_rows
-from edgevlm.models.processor_files import ImageProcessorConfig, check_pixels, disagree, read_processor_files
+from edgevlm.models.processor_files import read_processor_files
+from edgevlm.models.square_images import read_square
 from edgevlm.models.tensors import assign, check_names_and_shapes
 from edgevlm.models.text_config import configured_stops, read_decoder
 from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
@@ -59,6 +60,7 @@ class _Config(PublishedConfig):
     compressor_size: int | None = Field(default=None, gt=0, le=64)
     prefusion_layer_num: int | None = Field(default=None, gt=0, le=64)
     mm_vision_tower: str | None = None
+    mm_hidden_size: int | None = None
     mm_vision_select_layer: int = Field(default=-2, ge=-512, le=-1)
     bos_token_id: int | None = None
     image_token_index: int | None = None
@@ -68,15 +70,6 @@ class _Tower(PublishedConfig):
     """What the tensors of a CLIP do not tell."""
 
     num_attention_heads: int | None = Field(default=None, gt=0, le=1024)
-
-
-class _Processor(ImageProcessorConfig):
-    """CLIP's image processor."""
-
-    resample: Any = 3
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    crop_size: int | dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +152,7 @@ def read_config(raw: dict[str, Any], where: str) -> _Config:
         "mm_projector_type": ("mlp2x_gelu",),
         "mm_vision_select_feature": ("patch",),
         "mm_patch_merge_type": ("flat",),
+        "mm_resampler_type": (),
         "mm_use_im_start_end": (False,),
         "image_aspect_ratio": ("square", "pad"),
         "resolution_ratio": (1, 2),
@@ -212,7 +206,7 @@ def read_spec(
         name=folder.resolve().name,
         vision=VisionSpec(encoder, vision.projector, size, vision.tokens_at(size)),
         decoder=read_decoder(raw, kind, where, vocab_size=rows, tied=tied),
-        preprocess=_read_preprocess(folder, size, ratio, pad=raw.get("image_aspect_ratio") == "pad"),
+        preprocess=_read_preprocess(folder, size, ratio, raw.get("image_aspect_ratio")),
         prompt=_prompt(config, raw, tokenizer),
         fusion=FusionSpec(fusion_layers, encoder.queries),
         model_type=str(raw.get("model_type")),
@@ -310,6 +304,7 @@ def _read_encoder(
             f"{rows - 1} patches, {queries} queries and {width} channels are not CLIP's and a square of queries", where
         )
     _agree("compressor_size", config.compressor_size, query_grid, where)
+    _agree("mm_hidden_size", config.mm_hidden_size, width, where)
     patch = shape("vit.patch.weight")[-1]
     tower = {
         "model_type": "clip_vision_model",
@@ -331,21 +326,10 @@ def _agree(field: str, configured: int | None, found: int, where: str) -> None:
         )
 
 
-def _read_preprocess(folder: Path, size: int, ratio: int, *, pad: bool) -> PreprocessSpec:
-    files = read_processor_files(folder)
-    processor = validated(_Processor, files.image, files.image_where)
-    check_pixels(processor, files.image_where)
-    crop = processor.crop_size
-    disagree("crop_size", crop.get("height") if isinstance(crop, dict) else crop, size, files.image_where)
-    return PreprocessSpec(
-        image_size=size,
-        fit="pad" if pad else "crop",
-        pad_colour=tuple(int(255 * mean) for mean in processor.image_mean),  # type: ignore[arg-type]
-        resample=processor.filter,
-        mean=processor.image_mean,
-        std=processor.image_std,
-        tiles=StackedTiles(ratio) if ratio > 1 else None,
-    )
+def _read_preprocess(folder: Path, size: int, ratio: int, aspect_ratio: str | None) -> PreprocessSpec:
+    tower = {"model_type": "clip_vision_model"}
+    square = read_square(read_processor_files(folder), tower, size, aspect_ratio=aspect_ratio)
+    return replace(square, tiles=StackedTiles(ratio) if ratio > 1 else None)
 
 
 def _prompt(config: _Config, raw: dict[str, Any], tokenizer: TokenizerFacts) -> PromptSpec:

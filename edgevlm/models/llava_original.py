@@ -116,6 +116,7 @@ def open_original(folder: Path, raw: dict[str, Any], tower: dict[str, Any] | Non
         ("image_aspect_ratio", ("pad", "square")),
         ("use_s2", (False,)),
         ("s2", (False,)),
+        ("mm_resampler_type", ()),
     ):
         require(raw, field, allowed, where)
     config = validated(OriginalConfig, raw, where)

@@ -38,6 +38,7 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     Raises:
         CheckpointError: a tensor is missing, unknown or mis-shaped, or the configuration does not fit.
     """
+    require(raw, "vision_tower_type", ("clip",), str(folder / "config.json"))
     original = open_original(folder, raw)
     tokenizer = original.tokenizer
     image_token_id = tokenizer.image_token_id(original.config.image_token_index)

@@ -12,9 +12,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from jinja2 import TemplateError
 from pydantic import Field
 
-from edgevlm.errors import CheckpointError
+from edgevlm.chat_template import compile_template
+from edgevlm.errors import BundleError, CheckpointError
 from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, validated
 from edgevlm.models.loading import EMBEDDING, HEAD, build_checked, is_tied
@@ -98,6 +100,8 @@ class _Config(PublishedConfig):
     lm_n_kv_heads: int = Field(gt=0, le=1024)
     lm_n_blocks: int = Field(gt=0, le=512)
     lm_attn_scaling: float = Field(default=1, ge=1, le=1)
+    lm_use_tokens: Literal[False] = False
+    lm_chat_template: str | None = None
     lm_tokenizer: str = "HuggingFaceTB/SmolLM2-360M-Instruct"
     mp_pixel_shuffle_factor: int = Field(gt=0, le=64)
     mp_image_token_length: int | None = None
@@ -194,7 +198,7 @@ def read_spec(folder: Path, config: _Config, vocab_size: int, *, tied: bool, tok
         vision=VisionSpec(encoder, LinearProjectorSpec(bias=False), side, tokens, pixel_shuffle=factor),
         decoder=_decoder(config, vocab_size, where, tied=tied),
         preprocess=PreprocessSpec(side, "stretch", resample="bicubic" if tiles else "bilinear", tiles=tiles),
-        prompt=_prompt(config, tokenizer),
+        prompt=_prompt(config, tokenizer, where),
         model_type="nanovlm",
         model_class="VisionLanguageModel",
         licence=tokenizer.licence,
@@ -239,9 +243,11 @@ def _tiles(config: _Config, where: str) -> FittedTiles | None:
     return FittedTiles(longest, config.resize_to_max_side_len)
 
 
-def _prompt(config: _Config, tokenizer: TokenizerFacts) -> PromptSpec:
+def _prompt(config: _Config, tokenizer: TokenizerFacts, where: str) -> PromptSpec:
     marker = config.vlm_extra_tokens.get("image_token", "<image>")
     chat = "image_token" in config.vlm_extra_tokens
+    if chat:
+        _check_template(config, where)
     return PromptSpec(
         chat_template=CHAT_TEMPLATE if chat else QUESTION_TEMPLATE,
         image_marker=marker,
@@ -253,6 +259,29 @@ def _prompt(config: _Config, tokenizer: TokenizerFacts) -> PromptSpec:
         max_images=1,
         image_layout=_layout(config),
     )
+
+
+def _check_template(config: _Config, where: str) -> None:
+    """Refuse a conversation that is not rendered as ours.
+
+    Raises:
+        CheckpointError: it is, or it cannot be rendered.
+    """
+    if config.lm_chat_template is None:
+        return
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    try:
+        published, ours = (
+            compile_template(template).render(messages=turns, add_generation_prompt=True)
+            for template in (config.lm_chat_template, CHAT_TEMPLATE)
+        )
+    except (BundleError, TemplateError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"config.json: lm_chat_template cannot be used: {reason}", where) from error
+    if published != ours:
+        raise CheckpointError(
+            f"config.json: lm_chat_template renders {published!r:.120}", where, f"supported: {ours!r}"
+        )
 
 
 def _layout(config: _Config) -> FramedLayout | None:

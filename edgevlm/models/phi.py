@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from edgevlm.errors import CheckpointError
+from edgevlm.models.configs import PublishedConfig, require, validated
 from edgevlm.spec import DecoderSpec
 
 
-class PhiConfig(BaseModel):
+class PhiConfig(PublishedConfig):
     """The fields that matter."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     model_type: str
     hidden_size: int = Field(gt=0, le=1 << 16)
@@ -46,12 +45,8 @@ def read_phi_config(raw: dict[str, Any], where: str) -> PhiConfig:
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             raise CheckpointError("rope scaling is not supported for this family", where, "is this Phi-2?")
         raw = {**raw, **{key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}}
-    try:
-        config = PhiConfig.model_validate(raw)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise CheckpointError(f"config.json: {field}: {problem['msg']}", where, "give the published config") from error
+    require(raw, "quantization_config", (), where)
+    config = validated(PhiConfig, raw, where)
     for field, wanted in (("model_type", "phi"), ("hidden_act", "gelu_new"), ("tie_word_embeddings", False)):
         if getattr(config, field) != wanted:
             raise CheckpointError(

@@ -25,6 +25,7 @@ class ImageProcessorConfig(PublishedConfig):
     do_resize: Literal[True] = True
     do_rescale: Literal[True] = True
     do_normalize: Literal[True] = True
+    do_flip_channel_order: Literal[False] = False
     rescale_factor: float = 1 / 255
     resample: Literal[1, 2, 3]
     image_mean: tuple[float, float, float]

@@ -13,11 +13,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import open_checkpoint
-from edgevlm.models.configs import PublishedConfig, section, validated
+from edgevlm.models.configs import PublishedConfig, require, section, validated
 from edgevlm.models.fastvlm import CHAT_TEMPLATE
 from edgevlm.models.loading import HEAD, build_checked, decoder_name, is_tied, named_tensors, vocabulary_rows
 from edgevlm.models.processor_files import ImageProcessorConfig, check_pixels, disagree, read_processor_files
@@ -46,7 +46,14 @@ MAX_PIXELS = 1280 * 28 * 28
 _HINT = "give the published files"
 _ENCODER = {"patch_embed.proj": "patch_embed", "merger.ln_q": "ln_q"}
 _PROJECTOR = {"merger.mlp.0": "linear_1", "merger.mlp.2": "linear_2"}
-_BOUNDS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+_BOUNDS = {
+    "shortest_edge": "min_pixels",
+    "longest_edge": "max_pixels",
+    "min_pixels": "min_pixels",
+    "max_pixels": "max_pixels",
+}
+#: Fields of the towers that came after: windows (Qwen2.5-VL), features of several layers (Qwen3-VL).
+_LATER = ("fullatt_block_indexes", "window_size", "deepstack_visual_indexes")
 _KERNEL = "vision.encoder.patch_embed.weight"
 
 
@@ -58,7 +65,7 @@ class _VisionConfig(PublishedConfig):
     num_heads: int = Field(gt=0, le=1024)
     mlp_ratio: float = Field(default=4, gt=0, le=64)
     hidden_act: Literal["quick_gelu"] = "quick_gelu"
-    in_channels: Literal[3] = 3
+    in_channels: Literal[3] = Field(default=3, validation_alias=AliasChoices("in_channels", "in_chans"))
     patch_size: int = Field(default=14, gt=0, le=256)
     spatial_merge_size: int = Field(default=2, gt=0, le=16)
     temporal_patch_size: int = Field(default=2, gt=0, le=16)
@@ -71,6 +78,7 @@ class _Rope(PublishedConfig):
     rope_theta: float = Field(default=1e6, gt=1, allow_inf_nan=False)
     rope_type: Literal["default", "mrope"] = "default"
     type: Literal["default", "mrope"] = "mrope"
+    mrope_interleaved: Literal[False] = False
 
 
 class _Processor(ImageProcessorConfig):
@@ -131,7 +139,11 @@ def read_spec(
     """
     file = str(folder / "config.json")
     text = {**raw, **section(raw, "text_config", file)}
-    tower = validated(_VisionConfig, section(raw, "vision_config", file), file)
+    vision = section(raw, "vision_config", file)
+    tower = validated(_VisionConfig, vision, file)
+    require(vision, "spatial_patch_size", (tower.patch_size,), file)
+    for field in _LATER:
+        require(vision, field, (), file)
     encoder = Qwen2VisionSpec(
         hidden_size=tower.embed_dim,
         intermediate_size=int(tower.embed_dim * tower.mlp_ratio),
@@ -190,7 +202,9 @@ def read_preprocessing(folder: Path, encoder: Qwen2VisionSpec) -> tuple[Preproce
     files = read_processor_files(folder)
     raw, where = files.image, files.image_where
     size = section(raw, "size", where)
-    bounds = {_BOUNDS[name]: value for name, value in size.items() if name in _BOUNDS}
+    for name in size.keys() - _BOUNDS.keys():
+        raise CheckpointError(f"size has a field {name!r:.60}", where, f"supported: {', '.join(_BOUNDS)}")
+    bounds = {_BOUNDS[name]: value for name, value in size.items()}
     processor = validated(_Processor, {**bounds, **raw}, where)
     disagree("patch_size", raw.get("patch_size"), encoder.patch_size, where)
     disagree("merge_size", raw.get("merge_size"), encoder.merge_size, where)

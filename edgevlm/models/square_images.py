@@ -62,10 +62,10 @@ def read_square(
     for edge in sorted(edges):
         disagree("the image size", edge, side, where)
     fit: Literal["pad", "crop", "stretch"] = "crop" if config.do_center_crop else "stretch"
-    if not config.do_center_crop and isinstance(config.size, dict) and "shortest_edge" in config.size:
-        raise CheckpointError("a shortest_edge without do_center_crop leaves images of any shape", where)
     if aspect_ratio == "pad" or config.do_pad:
         fit = "pad"
+    elif not config.do_center_crop and isinstance(config.size, dict) and "shortest_edge" in config.size:
+        raise CheckpointError("a shortest_edge without do_center_crop leaves images of any shape", where)
     red, green, blue = (int(value * 255) for value in config.image_mean)
     return PreprocessSpec(side, fit, (red, green, blue), config.filter, config.image_mean, config.image_std)
 

@@ -24,10 +24,23 @@ class TokenizerFacts:
     licence: str
 
     def image_token_id(self, configured: int | None) -> int:
-        """The id of an image embedding: the tokenizer's `<image>`, else the configured one, else the next free."""
-        if "<image>" in self.added:
-            return self.added["<image>"]
-        return self.size if configured is None or configured < 0 else configured
+        """The id of an image embedding: the tokenizer's `<image>`, else the configured one, else the next free.
+
+        Raises:
+            CheckpointError: the tokenizer and `config.json` disagree. Below zero is a mark of the code, not an id.
+        """
+        if configured is not None and configured < 0:
+            configured = None
+        found = self.added.get("<image>")
+        if found is None:
+            return self.size if configured is None else configured
+        if configured not in (None, found):
+            raise CheckpointError(
+                f"image_token_index is {configured}, but <image> is token {found} of tokenizer.json",
+                "config.json",
+                "give the tokenizer that belongs to this checkpoint",
+            )
+        return found
 
     def stop_ids(self, tokens: tuple[str, ...], configured: Sequence[int | None]) -> tuple[int, ...]:
         """Ids that end an answer: of the given token texts, the generation config's and the config's, sorted."""

@@ -253,7 +253,7 @@ def test_what_contradicts_or_is_not_supported_is_named(changes: dict[str, Any], 
 def test_a_processor_for_other_sizes_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(make_oracle(), tmp_path)
     (folder / "preprocessor_config.json").write_text('{"crop_size": {"height": 336, "width": 336}}')
-    with pytest.raises(CheckpointError, match="crop_size is 336 here"):
+    with pytest.raises(CheckpointError, match="image size is 336 here"):
         load(folder)
 
 
