@@ -33,7 +33,6 @@ FAMILIES = (
     "qwen2_vl",
     "internvl",
     "llava",
-    "llava_next",
     "llava_onevision",
     "phi_vlm",
     "mobilevlm",
