@@ -1,4 +1,4 @@
-"""Features of tiles as one map of the image, row by row: what LLaVA-OneVision (arXiv 2408.03326) makes of them.
+"""Features of tiles as one map of the image, row by row: what LLaVA-NeXT and -OneVision make of them.
 
 In: features of the whole image and of its tiles `[1 + T, N, H]`, and the embedding that ends a row. Out: one sequence
 `[L, H]`, whose length follows from the image's size alone. It equals transformers' `pack_image_features`.

@@ -75,7 +75,8 @@ def prepare(image: Image.Image, spec: PreprocessSpec, images: int = 1) -> Prepar
     if spec.patches is not None:
         pixels = scale(image, spec.patches, _RESAMPLE[spec.resample])
         return PreparedImage(pixels[None], image.width, image.height)
-    if spec.tiles is None or (images > 1 and isinstance(spec.tiles, AnyresTiles)):
+    whole = images > 1 and isinstance(spec.tiles, AnyresTiles) and not spec.tiles.cut_several
+    if spec.tiles is None or whole:
         return PreparedImage(fit_square(image, spec)[None], image.width, image.height)
     if isinstance(spec.tiles, StackedTiles):
         return PreparedImage(_stack(image, spec, spec.tiles.split)[None], image.width, image.height)

@@ -103,7 +103,7 @@ def test_the_way_of_cutting_survives_a_manifest() -> None:
     import dataclasses
     import json
 
-    for tiles in (AnyresTiles(PINPOINTS), SplitTiles(128, split=False), AspectTiles(1, 12), None):
+    for tiles in (AnyresTiles(PINPOINTS, cut_several=True), SplitTiles(128, split=False), AspectTiles(1, 12), None):
         spec = PreprocessSpec(32, tiles=tiles)
         assert build(PreprocessSpec, json.loads(json.dumps(dataclasses.asdict(spec))), "preprocess") == spec
 

@@ -33,6 +33,7 @@ FAMILIES = (
     "qwen2_vl",
     "internvl",
     "llava",
+    "llava_next",
     "llava_onevision",
     "phi_vlm",
     "mobilevlm",

@@ -94,6 +94,17 @@ CATALOG = (
         formats=("onnx", "gguf"),
     ),
     Family(
+        name="llava_next",
+        title="LLaVA-NeXT or LLaVA-1.6 (CLIP + Mistral, Vicuna or Llama 3), transformers' layout and the hub's before",
+        checkpoints=(
+            "llava-hf/llava-v1.6-mistral-7b-hf",
+            "llava-hf/llava-v1.6-vicuna-7b-hf",
+            "llava-hf/llava-v1.6-vicuna-13b-hf",
+            "llava-hf/llama3-llava-next-8b-hf",
+        ),
+        formats=("onnx", "gguf"),
+    ),
+    Family(
         name="llava_onevision",
         title="LLaVA-OneVision (SigLIP + Qwen2)",
         checkpoints=(

@@ -14,6 +14,22 @@ LLAMA31_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
+#: Llama 3's template, whose system text a family may give; the tokenizer's `<|begin_of_text|>` comes before it.
+LLAMA3_TEMPLATE = (
+    "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+#: `mistral_instruct` of LLaVA: a system text stands inside the first instruction, as Llama 2 has it.
+MISTRAL_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}[INST] "
+    "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}"
+    "<<SYS>>\n{{ messages[0]['content'] }}\n<</SYS>>\n\n{% endif %}"
+    "{{ message['content'] }} [/INST]"
+    "{% elif message['role'] == 'assistant' %} {{ message['content'] }}</s>{% endif %}"
+    "{% endfor %}"
+)
 #: `vicuna_v1` of LLaVA.
 VICUNA_TEMPLATE = (
     "{% for message in messages %}"

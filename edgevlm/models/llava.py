@@ -1,4 +1,4 @@
-"""LLaVA-1.5 (arXiv 2310.03744): CLIP or SigLIP, a two-layer projector, and Llama, Qwen2 or Phi.
+"""LLaVA-1.5 (arXiv 2310.03744): CLIP or SigLIP, a two-layer projector, and Llama, Mistral, Qwen2 or Phi.
 
 Layouts: transformers' `llava`, with the names of transformers 5 or those on the hub before (models specification, 4.2),
 and the `llava_llama` of the original code. An image is one square and becomes a fixed number of tokens.
@@ -10,12 +10,12 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, require, section, validated
-from edgevlm.models.conversations import VICUNA_SYSTEM, VICUNA_TEMPLATE
+from edgevlm.models.conversations import LLAMA3_TEMPLATE, MISTRAL_TEMPLATE, VICUNA_SYSTEM, VICUNA_TEMPLATE
 from edgevlm.models.fastvlm import CHAT_TEMPLATE as CHATML_TEMPLATE
 from edgevlm.models.llava_original import assemble_original, mlp_name, open_original, read_mlp
 from edgevlm.models.loading import HEAD, assemble, decoder_name, is_tied, named_tensors, vocabulary_rows
@@ -45,7 +45,9 @@ _TOWER = {
 class _Config(PublishedConfig):
     """The fields of transformers' `config.json` beside the nested ones."""
 
-    image_token_index: int | None = Field(default=None, ge=0)
+    image_token_index: int | None = Field(
+        default=None, ge=0, validation_alias=AliasChoices("image_token_index", "image_token_id")
+    )
     vision_feature_layer: int = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
 
@@ -107,7 +109,7 @@ def read_encoder(raw: dict[str, Any], where: str) -> VitSpec:
     """The vision tower's numbers, as far as its features are taken."""
     config = validated(_Config, raw, where)
     full = config.vision_feature_select_strategy == "full"
-    encoder = read_vit(_tower(raw, where), where, feature_layer=config.vision_feature_layer, class_token=full)
+    encoder = read_vit(tower_config(raw, where), where, feature_layer=config.vision_feature_layer, class_token=full)
     if not (full or encoder.class_token):
         raise CheckpointError(
             "config.json: vision_feature_select_strategy 'default' drops SigLIP's first patch, which is not supported",
@@ -129,7 +131,7 @@ def read_spec(
     file = str(folder / "config.json")
     require(raw, "projector_hidden_act", ("gelu",), file)
     require(raw, "multimodal_projector_bias", (True,), file)
-    config, text, tower = validated(_Config, raw, file), section(raw, "text_config", file), _tower(raw, file)
+    config, text, tower = validated(_Config, raw, file), section(raw, "text_config", file), tower_config(raw, file)
     encoder, side = read_encoder(raw, file), image_size(tower, file)
     projector = shapes.get("vision.projector.linear_1.weight")
     if projector is None:
@@ -138,7 +140,7 @@ def read_spec(
     # The class's default stands in files of towers of any size; another number was written on purpose.
     require(raw, "image_seq_length", (_DEFAULT_TOKENS, tokens), file)
     files = read_processor_files(folder)
-    _check_processor(files, encoder, config)
+    check_processor(files, encoder, config.vision_feature_select_strategy)
     kind, head_bias = text.get("model_type", "llama"), "decoder.lm_head.bias" in shapes
     rows = vocabulary_rows(shapes, str(folder))
     return ModelSpec(
@@ -155,7 +157,7 @@ def read_spec(
 
 
 def read_prompt(text: dict[str, Any], tokenizer: TokenizerFacts, configured: int | None, where: str) -> PromptSpec:
-    """`vicuna_v1`, or ChatML for a tokenizer that has its tokens.
+    """`vicuna_v1`, Mistral's instructions, or ChatML or Llama 3's headers for a tokenizer that has their tokens.
 
     Args:
         text: the text configuration.
@@ -174,6 +176,20 @@ def read_prompt(text: dict[str, Any], tokenizer: TokenizerFacts, configured: int
         )
     image_token_id = tokenizer.image_token_id(configured)
     stops = configured_stops(text)
+    if text.get("model_type") == "mistral":
+        return PromptSpec(
+            chat_template=MISTRAL_TEMPLATE,
+            image_token_id=image_token_id,
+            bos_token_id=tokenizer.added.get("<s>"),
+            stop_token_ids=tokenizer.stop_ids(("</s>",), stops),
+        )
+    if "<|start_header_id|>" in tokenizer.added:
+        return PromptSpec(
+            chat_template=LLAMA3_TEMPLATE,
+            image_token_id=image_token_id,
+            bos_token_id=tokenizer.added.get("<|begin_of_text|>"),
+            stop_token_ids=tokenizer.stop_ids(("<|eot_id|>", "<|end_of_text|>"), stops),
+        )
     if "<|im_end|>" in tokenizer.added:
         return PromptSpec(
             chat_template=CHATML_TEMPLATE,
@@ -195,18 +211,19 @@ def vicuna_prompt(tokenizer: TokenizerFacts, image_token_id: int, stops: list[in
     )
 
 
-def _tower(raw: dict[str, Any], where: str) -> dict[str, Any]:
+def tower_config(raw: dict[str, Any], where: str) -> dict[str, Any]:
     """`vision_config`; CLIP's absent fields are those of the 336-pixel tower, as in transformers."""
     tower = section(raw, "vision_config", where)
     return {**_TOWER, **tower} if tower.get("model_type", "clip_vision_model") == "clip_vision_model" else tower
 
 
-def _check_processor(files: ProcessorFiles, encoder: VitSpec, config: _Config) -> None:
+def check_processor(files: ProcessorFiles, encoder: VitSpec, strategy: str) -> None:
     """Refuse a processor that would make another number of image tokens.
 
     Raises:
         CheckpointError: names the field and both values.
     """
     files.agree("patch_size", encoder.patch_size)
-    files.agree("vision_feature_select_strategy", config.vision_feature_select_strategy)
+    files.agree("vision_feature_select_strategy", strategy)
     files.agree("num_additional_image_tokens", int(encoder.class_token))
+    files.agree("image_token", "<image>")

@@ -14,10 +14,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from edgevlm.errors import CheckpointError
-from edgevlm.models import llava
-from edgevlm.models.checkpoint import open_checkpoint
+from edgevlm.models.anyres import Pinpoints, load_with_newline, read_tiles
 from edgevlm.models.configs import PublishedConfig, require, section, validated
-from edgevlm.models.loading import HEAD, assemble, is_tied, named_tensors, vocabulary_rows
+from edgevlm.models.loading import vocabulary_rows
 from edgevlm.models.processor_files import (
     ImageProcessorConfig,
     ProcessorFiles,
@@ -26,20 +25,10 @@ from edgevlm.models.processor_files import (
     read_processor_files,
 )
 from edgevlm.models.text_config import configured_stops, read_decoder
-from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
+from edgevlm.models.tokenizer_files import TokenizerFacts
 from edgevlm.models.vit_names import image_size, read_vit
 from edgevlm.models.vlm import VlmModel
-from edgevlm.spec import (
-    AnyresTiles,
-    MlpProjectorSpec,
-    ModelSpec,
-    PreprocessSpec,
-    PromptSpec,
-    RowsLayout,
-    VisionSpec,
-    VitSpec,
-)
-from edgevlm.tiling import tile_problem
+from edgevlm.spec import MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, RowsLayout, VisionSpec, VitSpec
 
 MODEL_TYPES = ("llava_onevision",)
 IMAGE_MARKER = "<image>"
@@ -52,7 +41,6 @@ CHAT_TEMPLATE = (
 #: Canvases of up to six by six tiles of 384 pixels, transformers' default.
 PINPOINTS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
 
-_NEWLINES = ("image_newline", "model.image_newline")
 #: What transformers takes for the tower where `vision_config` is absent.
 _TOWER = {
     "model_type": "siglip_vision_model",
@@ -72,7 +60,7 @@ class _Config(PublishedConfig):
     vision_feature_layer: int = -1
     vision_feature_select_strategy: Literal["full"] = "full"
     vision_aspect_ratio: str = "anyres_max_9"
-    image_grid_pinpoints: tuple[tuple[int, int], ...] = PINPOINTS
+    image_grid_pinpoints: Pinpoints = PINPOINTS
 
 
 class _Size(PublishedConfig):
@@ -86,7 +74,6 @@ class _ImageProcessor(ImageProcessorConfig):
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     size: _Size | None = None
     do_center_crop: Literal[False] = False
-    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
 
 
 def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
@@ -95,39 +82,11 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     Raises:
         CheckpointError: a tensor is missing, unknown or mis-shaped, or the configuration does not fit.
     """
-    checkpoint, tokenizer = open_checkpoint(folder), tokenizer_facts(folder)
-    encoder = read_encoder(raw, str(folder / "config.json"))
-    names = named_tensors(checkpoint.shapes, lambda name: ir_name(name, encoder), str(folder))
-    tied = is_tied(checkpoint, names)
-    if tied:
-        names.pop(HEAD, None)
-    shapes = {name: checkpoint.shapes[published] for name, published in names.items()}
-    spec = read_spec(folder, raw, shapes, tied=tied, tokenizer=tokenizer)
-    newline = newline_name(checkpoint.shapes, spec.decoder.hidden_size, str(folder))
-    return assemble(spec, checkpoint, names, tokenizer, image_newline=newline)
-
-
-def ir_name(published: str, encoder: VitSpec) -> str | None:
-    """A tensor name of any transformers layout as the IR's; None for what is no part of a module.
-
-    Raises:
-        CheckpointError: LLaVA-OneVision has no such tensor.
-    """
-    return None if published in _NEWLINES else llava.ir_name(published, encoder)
-
-
-def newline_name(shapes: dict[str, tuple[int, ...]], hidden_size: int, where: str) -> str:
-    """The published name of `image_newline`.
-
-    Raises:
-        CheckpointError: it is missing or has another shape.
-    """
-    found = next((name for name in _NEWLINES if name in shapes), None)
-    if found is None:
-        raise CheckpointError("tensor image_newline is missing", where, "download the checkpoint again")
-    if shapes[found] != (hidden_size,):
-        raise CheckpointError(f"tensor {found} has shape {list(shapes[found])} instead of {[hidden_size]}", where)
-    return found
+    return load_with_newline(
+        folder,
+        read_encoder(raw, str(folder / "config.json")),
+        lambda shapes, tied, tokenizer: read_spec(folder, raw, shapes, tied=tied, tokenizer=tokenizer),
+    )
 
 
 def read_encoder(raw: dict[str, Any], where: str) -> VitSpec:
@@ -183,9 +142,7 @@ def read_spec(
     )
 
 
-def read_preprocessing(
-    files: ProcessorFiles, pinpoints: tuple[tuple[int, int], ...], side: int, where: str
-) -> PreprocessSpec:
+def read_preprocessing(files: ProcessorFiles, pinpoints: Pinpoints, side: int, where: str) -> PreprocessSpec:
     """How images become tiles of `side` pixels.
 
     Args:
@@ -202,14 +159,9 @@ def read_preprocessing(
     check_pixels(config, files.image_where)
     if config.size is not None:
         disagree("size", (config.size.height, config.size.width), (side, side), files.image_where)
-    disagree("image_grid_pinpoints", config.image_grid_pinpoints, pinpoints, files.image_where)
-    problem = tile_problem(AnyresTiles(pinpoints), side)
-    if problem is not None:
-        raise CheckpointError(f"config.json: image_grid_pinpoints: {problem}", where)
+    tiles = read_tiles(files, pinpoints, side, where)
     red, green, blue = (int(value * 255) for value in config.image_mean)
-    return PreprocessSpec(
-        side, "pad", (red, green, blue), config.filter, config.image_mean, config.image_std, AnyresTiles(pinpoints)
-    )
+    return PreprocessSpec(side, "pad", (red, green, blue), config.filter, config.image_mean, config.image_std, tiles)
 
 
 def _tower(raw: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The decoder's numbers from a transformers text configuration: model types `llama`, `qwen2` and `phi`.
+"""The decoder's numbers from a transformers text configuration: model types `llama`, `mistral`, `qwen2`, `phi`.
 
 In: the raw configuration, nested (`text_config`) or the top level of a flat one, of transformers 4 or 5. Out: a
 `DecoderSpec`. Absent fields have the defaults of transformers, because checkpoints leave those out. The flag
@@ -17,7 +17,7 @@ from edgevlm.models.configs import PublishedConfig, require, section, validated
 from edgevlm.models.phi import phi_decoder, read_phi_config
 from edgevlm.spec import DecoderSpec, RopeScaling
 
-TEXT_TYPES = ("llama", "qwen2", "phi")
+TEXT_TYPES = ("llama", "mistral", "qwen2", "phi")
 
 
 class _Llama(PublishedConfig):
@@ -42,6 +42,16 @@ class _Qwen2(_Llama):
     max_position_embeddings: int = Field(default=32768, gt=0, le=1 << 24)
 
 
+class _Mistral(_Llama):
+    intermediate_size: int = Field(default=14336, gt=0, le=1 << 18)
+    num_key_value_heads: int | None = Field(default=8, gt=0, le=1024)
+    max_position_embeddings: int = Field(default=131072, gt=0, le=1 << 24)
+    sliding_window: int | None = 4096
+
+
+_FIELDS: dict[str, type[_Llama]] = {"llama": _Llama, "mistral": _Mistral, "qwen2": _Qwen2}
+
+
 class _Llama3Rope(PublishedConfig):
     factor: float = Field(ge=1, le=1024)
     low_freq_factor: float = Field(gt=0)
@@ -56,7 +66,7 @@ def read_decoder(
 
     Args:
         raw: the text configuration; nested ones as they stand, flat ones whole.
-        kind: `llama`, `qwen2` or `phi`; a nested configuration's `model_type`.
+        kind: one of `TEXT_TYPES`; a nested configuration's `model_type`.
         where: the file, for messages.
         vocab_size: rows of the embedding, read from its tensor.
         tied: the head is the embedding, by the data.
@@ -73,7 +83,7 @@ def read_decoder(
         fields = {"num_attention_heads": 32, **raw, "model_type": "phi", "tie_word_embeddings": False}
         decoder = phi_decoder(read_phi_config(fields, where), vocab_size)
         return dataclasses.replace(decoder, tied_embeddings=tied, head_bias=head_bias)
-    if kind not in ("llama", "qwen2"):
+    if kind not in _FIELDS:
         raise CheckpointError(
             f"text model type {kind!r:.60} is not supported", where, f"known: {', '.join(TEXT_TYPES)}"
         )
@@ -83,7 +93,12 @@ def read_decoder(
     require(raw, "mlp_bias", (False,), where)
     rope = rope_fields(raw, where)
     require({**raw, **rope}, "partial_rotary_factor", (1, 1.0), where)
-    config = validated(_Qwen2 if kind == "qwen2" else _Llama, {**raw, **rope}, where)
+    config = validated(_FIELDS[kind], {**raw, **rope}, where)
+    # Absent is not null: transformers then takes Mistral 7B v0.1's window.
+    if isinstance(config, _Mistral) and config.sliding_window is not None:
+        raise CheckpointError(
+            f"config.json: sliding_window {config.sliding_window} is not supported", where, "supported: null"
+        )
     if config.head_dim is None and config.hidden_size % config.num_attention_heads:
         raise CheckpointError("config.json: num_attention_heads does not divide hidden_size", where)
     key_value_heads = config.num_key_value_heads or config.num_attention_heads
@@ -91,7 +106,8 @@ def read_decoder(
         raise CheckpointError("config.json: num_key_value_heads does not divide num_attention_heads", where)
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
     return DecoderSpec(
-        architecture=kind,
+        # Without a window, Mistral computes what Llama does.
+        architecture="llama" if kind == "mistral" else kind,
         vocab_size=vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,

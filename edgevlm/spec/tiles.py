@@ -14,15 +14,17 @@ from typing import Literal, TypeAlias
 class AnyresTiles:
     """The whole image, stretched, then the tiles of the best of some canvases (LLaVA-NeXT, LLaVA-OneVision).
 
-    The image keeps its shape on the canvas, with black around it. Of several images in one question each is one tile:
-    padded to a square, as `PreprocessSpec` says.
+    The image keeps its shape on the canvas, with black around it.
 
     Attributes:
         pinpoints: heights and widths of the canvases, multiples of the tile.
+        cut_several: of several images in one question each is cut as well (LLaVA-NeXT); otherwise each is one tile,
+            padded to a square, as `PreprocessSpec` says.
     """
 
     pinpoints: tuple[tuple[int, int], ...]
     kind: Literal["anyres"] = "anyres"
+    cut_several: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class StackedTiles:
 class RowsLayout:
     """The whole image, then the map of all tiles row by row, without padding, each row ended by a learned embedding.
 
-    A map larger than `max_tiles` tiles is made smaller, bilinearly (LLaVA-OneVision, arXiv 2408.03326, `anyres_max_9`).
+    A map larger than `max_tiles` tiles is made smaller, bilinearly (LLaVA-OneVision, arXiv 2408.03326, `anyres_max_9`);
+    LLaVA-NeXT shrinks none.
     """
 
     max_tiles: int

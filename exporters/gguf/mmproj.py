@@ -72,13 +72,14 @@ def projector_kind(spec: ModelSpec) -> Kind | None:
         return None
     if projector.input_norm:
         return "internvl" if vision.pixel_shuffle > 1 and not encoder.pre_norm and gated else None
-    return "mlp" if vision.pixel_shuffle == 1 and not gated else None
+    # llama.cpp's graph has no newline behind a row of features, which models with tiles have.
+    return "mlp" if vision.pixel_shuffle == 1 and not gated and spec.preprocess.tiles is None else None
 
 
 def supports(spec: ModelSpec) -> str | None:
     """Why this vision side cannot become an mmproj, or None."""
     if projector_kind(spec) is None:
-        return "llama.cpp has no graph for this vision encoder and projector; export without --mmproj"
+        return "llama.cpp has no graph for this vision side; export without --mmproj"
     return None
 
 

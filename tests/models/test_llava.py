@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from llava_models import SIZE, TEMPLATES, VISION, edit, make
+from llava_models import SIZE, TEMPLATES, VISION, edit, make, older_hub_name, same_model
 from safetensors.torch import load_file, save_file
 from tiled_models import QUESTIONS, Oracle, check_bundle, check_run
 
@@ -20,7 +20,6 @@ from edgevlm.models import load
 from edgevlm.models.llava import current_name, ir_name, read_encoder, read_spec
 from edgevlm.models.loading import build_checked, named_tensors
 from edgevlm.models.tokenizer_files import TokenizerFacts
-from edgevlm.models.vlm import VlmModel
 from edgevlm.recipe import Recipe
 
 LAYOUT = Path(__file__).parents[1] / "data" / "layouts" / "hf_llava15_7b.json"
@@ -40,6 +39,7 @@ def test_llava_equals_transformers(sizes: list[tuple[int, int]], llava: Oracle) 
     ("kind", "tower", "config"),
     [
         ("qwen2", "siglip", {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}),
+        ("mistral", "clip", {}),
         ("phi", "clip", {"vision_feature_layer": 1, "vision_feature_select_strategy": "full"}),
         ("phi", "siglip", {"vision_feature_select_strategy": "full"}),
     ],
@@ -96,30 +96,12 @@ def copied(oracle: Oracle, folder: Path) -> Path:
     return folder
 
 
-def older_hub_name(name: str) -> str:
-    """As checkpoints from before transformers 4.52 have it (models specification, 4.2)."""
-    name = re.sub(r"^lm_head\.", "language_model.lm_head.", name)
-    name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
-    return re.sub(r"^model\.(vision_tower\.)", r"\1vision_model.", name).removeprefix("model.")
-
-
 def original_name(name: str) -> str:
     """As the LLaVA code base has it."""
     name = re.sub(r"^model\.language_model\.", "model.", name)
     name = re.sub(r"^model\.vision_tower\.", "model.vision_tower.vision_tower.vision_model.", name)
     match = re.fullmatch(r"model\.multi_modal_projector\.linear_([12])\.(.+)", name)
     return f"model.mm_projector.{2 * int(match[1]) - 2}.{match[2]}" if match else name
-
-
-def same_model(found: VlmModel, expected: VlmModel) -> None:
-    for part in ("vision", "decoder"):
-        theirs = getattr(expected, part).state_dict()
-        ours = getattr(found, part).state_dict()
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert found.spec.vision == expected.spec.vision
-    assert found.spec.decoder == expected.spec.decoder
-    assert found.spec.prompt == expected.spec.prompt
 
 
 def rename(folder: Path, change: Callable[[str], str]) -> None:

@@ -25,7 +25,8 @@ from tiled_models import (
 from edgevlm import pipeline
 from edgevlm.errors import CheckpointError
 from edgevlm.models import load
-from edgevlm.models.llava_onevision import ir_name, newline_name, read_encoder, read_spec
+from edgevlm.models.anyres import ir_name, newline_name
+from edgevlm.models.llava_onevision import read_encoder, read_spec
 from edgevlm.models.loading import HEAD, build_checked, named_tensors
 from edgevlm.models.tokenizer_files import TokenizerFacts
 from edgevlm.recipe import Recipe
