@@ -84,7 +84,7 @@ CATALOG = (
     ),
     Family(
         name="llava",
-        title="LLaVA-1.5 (CLIP or SigLIP + Llama, Qwen2 or Phi), the hub's, transformers' and the original layout",
+        title="LLaVA-1.5 (CLIP or SigLIP + Llama, Mistral, Qwen2, Phi), the hub's, transformers' and original layout",
         checkpoints=(
             "llava-hf/llava-1.5-7b-hf",
             "llava-hf/llava-1.5-13b-hf",

@@ -20,7 +20,8 @@ LLAMA3_TEMPLATE = (
     "{{ message['content'] }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-#: `mistral_instruct` of LLaVA: a system text stands inside the first instruction, as Llama 2 has it.
+#: `mistral_instruct` of LLaVA: a system text stands inside the first instruction, as Llama 2 has it. The space that it
+#: has before `</s>` is the model's to say.
 MISTRAL_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}[INST] "

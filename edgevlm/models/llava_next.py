@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from edgevlm.errors import CheckpointError
 from edgevlm.models import llava
@@ -48,7 +48,9 @@ VICUNA_SYSTEM = (
 class _Config(PublishedConfig):
     """The fields of `config.json` beside the nested ones."""
 
-    image_token_index: int | None = Field(default=None, ge=0)
+    image_token_index: int | None = Field(
+        default=None, ge=0, validation_alias=AliasChoices("image_token_index", "image_token_id")
+    )
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     image_grid_pinpoints: Pinpoints = PINPOINTS
 
