@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from edgevlm.errors import CheckpointError
 
@@ -13,6 +13,14 @@ class PublishedConfig(BaseModel):
     """Base of the configurations that loaders read: fields that they do not name are training settings."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class ImageTokenConfig(PublishedConfig):
+    """The id of an image embedding, which transformers' LLaVAs read by either of two names."""
+
+    image_token_index: int | None = Field(
+        default=None, ge=0, validation_alias=AliasChoices("image_token_index", "image_token_id")
+    )
 
 
 C = TypeVar("C", bound=BaseModel)

@@ -183,7 +183,7 @@ def read_spec(
         preprocess=_read_preprocess(files, resolution, encoder.stride, config.image_aspect_ratio),
         prompt=PromptSpec(
             chat_template=CHAT_TEMPLATE,
-            image_token_id=tokenizer.image_token_id(config.image_token_index),
+            image_token_id=tokenizer.image_token_id(config.image_token_index, file),
             stop_token_ids=tokenizer.stop_ids(("<|im_end|>", "<|endoftext|>"), configured_stops(text)),
         ),
         model_type="llava_qwen2",

@@ -10,11 +10,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field
-
 from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import open_checkpoint
-from edgevlm.models.configs import PublishedConfig, require, section, validated
+from edgevlm.models.configs import ImageTokenConfig, require, section, validated
 from edgevlm.models.conversations import LLAMA3_TEMPLATE, MISTRAL_TEMPLATE, VICUNA_SYSTEM, VICUNA_TEMPLATE
 from edgevlm.models.fastvlm import CHAT_TEMPLATE as CHATML_TEMPLATE
 from edgevlm.models.llava_original import assemble_original, mlp_name, open_original, read_mlp
@@ -42,12 +40,9 @@ _TOWER = {
 }
 
 
-class _Config(PublishedConfig):
+class _Config(ImageTokenConfig):
     """The fields of transformers' `config.json` beside the nested ones."""
 
-    image_token_index: int | None = Field(
-        default=None, ge=0, validation_alias=AliasChoices("image_token_index", "image_token_id")
-    )
     vision_feature_layer: int = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
 
@@ -168,13 +163,7 @@ def read_prompt(text: dict[str, Any], tokenizer: TokenizerFacts, configured: int
     Raises:
         CheckpointError: the tokenizer and `config.json` disagree on the image token.
     """
-    if "<image>" in tokenizer.added and configured is not None and configured != tokenizer.added["<image>"]:
-        raise CheckpointError(
-            f"image_token_index is {configured}, but <image> is token {tokenizer.added['<image>']} of tokenizer.json",
-            where,
-            "give the tokenizer that belongs to this checkpoint",
-        )
-    image_token_id = tokenizer.image_token_id(configured)
+    image_token_id = tokenizer.image_token_id(configured, where)
     stops = configured_stops(text)
     if text.get("model_type") == "mistral":
         return PromptSpec(

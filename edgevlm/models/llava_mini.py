@@ -207,7 +207,7 @@ def read_spec(
         vision=VisionSpec(encoder, vision.projector, size, vision.tokens_at(size)),
         decoder=read_decoder(raw, kind, where, vocab_size=rows, tied=tied),
         preprocess=_read_preprocess(folder, size, ratio, raw.get("image_aspect_ratio")),
-        prompt=_prompt(config, raw, tokenizer),
+        prompt=_prompt(config, raw, tokenizer, where),
         fusion=FusionSpec(fusion_layers, encoder.queries),
         model_type=str(raw.get("model_type")),
         model_class="LlavaMiniQwenForCausalLM" if kind == "qwen2" else "LlavaMiniLlamaForCausalLM",
@@ -332,7 +332,7 @@ def _read_preprocess(folder: Path, size: int, ratio: int, aspect_ratio: str | No
     return replace(square, tiles=StackedTiles(ratio) if ratio > 1 else None)
 
 
-def _prompt(config: _Config, raw: dict[str, Any], tokenizer: TokenizerFacts) -> PromptSpec:
+def _prompt(config: _Config, raw: dict[str, Any], tokenizer: TokenizerFacts, where: str) -> PromptSpec:
     """The conversation that the tokenizer was made for: Llama 3.1's, ChatML's (Qwen2), else Vicuna's."""
     template, system, bos = VICUNA_TEMPLATE, VICUNA_SYSTEM, config.bos_token_id
     if "<|start_header_id|>" in tokenizer.added:
@@ -342,7 +342,7 @@ def _prompt(config: _Config, raw: dict[str, Any], tokenizer: TokenizerFacts) -> 
     ends = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>", "<|endoftext|>", "</s>")
     return PromptSpec(
         chat_template=template,
-        image_token_id=tokenizer.image_token_id(config.image_token_index),
+        image_token_id=tokenizer.image_token_id(config.image_token_index, where),
         bos_token_id=bos,
         stop_token_ids=tokenizer.stop_ids(ends, configured_stops(raw)),
         default_system=system,

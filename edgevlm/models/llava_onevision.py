@@ -11,11 +11,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from edgevlm.errors import CheckpointError
 from edgevlm.models.anyres import Pinpoints, load_with_newline, read_tiles
-from edgevlm.models.configs import PublishedConfig, require, section, validated
+from edgevlm.models.configs import ImageTokenConfig, PublishedConfig, require, section, validated
 from edgevlm.models.loading import vocabulary_rows
 from edgevlm.models.processor_files import (
     ImageProcessorConfig,
@@ -53,10 +51,9 @@ _TOWER = {
 }
 
 
-class _Config(PublishedConfig):
+class _Config(ImageTokenConfig):
     """The fields of `config.json` beside the nested ones."""
 
-    image_token_index: int | None = Field(default=None, ge=0)
     vision_feature_layer: int = -1
     vision_feature_select_strategy: Literal["full"] = "full"
     vision_aspect_ratio: str = "anyres_max_9"
@@ -114,6 +111,7 @@ def read_spec(
     file = str(folder / "config.json")
     require(raw, "projector_hidden_act", ("gelu",), file)
     require(raw, "multimodal_projector_bias", (True,), file)
+    require(raw, "use_image_newline_parameter", (True,), file)
     config, text = validated(_Config, raw, file), section(raw, "text_config", file)
     encoder, side = read_encoder(raw, file), image_size(_tower(raw, file), file)
     budget = re.fullmatch(r"anyres_max_([1-9]\d?)", config.vision_aspect_ratio)

@@ -41,7 +41,7 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     require(raw, "vision_tower_type", ("clip",), str(folder / "config.json"))
     original = open_original(folder, raw)
     tokenizer = original.tokenizer
-    image_token_id = tokenizer.image_token_id(original.config.image_token_index)
+    image_token_id = tokenizer.image_token_id(original.config.image_token_index, str(folder / "config.json"))
     return assemble_original(
         original,
         family="mobilevlm",

@@ -38,7 +38,7 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     tokenizer = original.tokenizer
     prompt = PromptSpec(
         chat_template=VICUNA_TEMPLATE.replace("</s>", _END),
-        image_token_id=tokenizer.image_token_id(original.config.image_token_index),
+        image_token_id=tokenizer.image_token_id(original.config.image_token_index, str(folder / "config.json")),
         stop_token_ids=tokenizer.stop_ids((_END,), configured_stops(raw)),
         default_system=VICUNA_SYSTEM,
     )

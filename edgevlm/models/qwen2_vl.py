@@ -202,7 +202,7 @@ def read_preprocessing(folder: Path, encoder: Qwen2VisionSpec) -> tuple[Preproce
     files = read_processor_files(folder)
     raw, where = files.image, files.image_where
     size = section(raw, "size", where)
-    for name in size.keys() - _BOUNDS.keys():
+    for name in sorted(size.keys() - _BOUNDS.keys()):
         raise CheckpointError(f"size has a field {name!r:.60}", where, f"supported: {', '.join(_BOUNDS)}")
     bounds = {_BOUNDS[name]: value for name, value in size.items()}
     processor = validated(_Processor, {**bounds, **raw}, where)

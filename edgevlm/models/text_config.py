@@ -52,6 +52,14 @@ class _Mistral(_Llama):
 _FIELDS: dict[str, type[_Llama]] = {"llama": _Llama, "mistral": _Mistral, "qwen2": _Qwen2}
 
 
+#: What decoders that resemble these have: Cohere's rotary order, norms of queries and keys.
+_NOT_COMPUTED = ("rope_interleaved", "qk_layer_norms", "use_qk_norm")
+_ROPE_FIELDS = (
+    *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"),
+    *("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+)
+
+
 class _Llama3Rope(PublishedConfig):
     factor: float = Field(ge=1, le=1024)
     low_freq_factor: float = Field(gt=0)
@@ -91,6 +99,10 @@ def read_decoder(
     require(raw, "use_sliding_window", (False,), where)
     require(raw, "attention_bias", (kind == "qwen2",), where)
     require(raw, "mlp_bias", (False,), where)
+    for field in _NOT_COMPUTED:
+        require(raw, field, (False,), where)
+    if kind == "llama":
+        require(raw, "sliding_window", (), where)
     rope = rope_fields(raw, where)
     require({**raw, **rope}, "partial_rotary_factor", (1, 1.0), where)
     config = validated(_FIELDS[kind], {**raw, **rope}, where)
@@ -128,8 +140,8 @@ def read_decoder(
 
 
 def rope_fields(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """The rotary settings: `rope_parameters` (transformers 5), else `rope_scaling`; they win over what stands flat."""
-    return section(raw, "rope_parameters", where) or section(raw, "rope_scaling", where)
+    """The rotary settings: `rope_scaling`, else `rope_parameters` (transformers 5); they win over what stands flat."""
+    return section(raw, "rope_scaling", where) or section(raw, "rope_parameters", where)
 
 
 def configured_stops(*configs: dict[str, Any]) -> list[int | None]:
@@ -149,12 +161,14 @@ def _full_attention(raw: dict[str, Any]) -> tuple[list[str], ...]:
 
 def _rope_scaling(rope: dict[str, Any], where: str) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
+    if kind not in ("default", "llama3"):
         raise CheckpointError(
             f"config.json: rope scaling {kind!r:.60} is not supported", where, "supported: 'default' or 'llama3'"
         )
+    for field in sorted(rope.keys() - set(_ROPE_FIELDS)):
+        require(rope, field, (), where)
+    if kind == "default":
+        return None
     fields = validated(_Llama3Rope, rope, where)
     if fields.low_freq_factor >= fields.high_freq_factor:
         raise CheckpointError("config.json: low_freq_factor is not below high_freq_factor", where)

@@ -23,7 +23,7 @@ class TokenizerFacts:
     generation_stops: tuple[int, ...]
     licence: str
 
-    def image_token_id(self, configured: int | None) -> int:
+    def image_token_id(self, configured: int | None, where: str) -> int:
         """The id of an image embedding: the tokenizer's `<image>`, else the configured one, else the next free.
 
         Raises:
@@ -37,7 +37,7 @@ class TokenizerFacts:
         if configured not in (None, found):
             raise CheckpointError(
                 f"image_token_index is {configured}, but <image> is token {found} of tokenizer.json",
-                "config.json",
+                where,
                 "give the tokenizer that belongs to this checkpoint",
             )
         return found
