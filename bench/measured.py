@@ -63,7 +63,9 @@ class _Listener:
             message = MESSAGES.validate_python(raw)
         except ValidationError as error:
             problem = error.errors()[0]
-            raise EdgeVLMError(f"the worker sent a measurement that cannot be true: {problem['msg']}") from error
+            raise EdgeVLMError(
+                f"the worker sent a measurement that cannot be true: {problem['msg']}", "the worker", "measure again"
+            ) from error
         if isinstance(message, Hello):
             self._pid = message.pid
             self.watch = self._stack.enter_context(TreeWatch(message.pid))

@@ -48,6 +48,8 @@ class BundleError(InputError):
 class UnsupportedError(InputError):
     """A combination (model, format, precision, target) that cannot work; refused before any work starts."""
 
+    usual_hint = "see docs/export.md"
+
 
 class ParityError(EdgeVLMError):
     """An exported model that does not answer like the original within the recipe's thresholds."""
@@ -55,3 +57,5 @@ class ParityError(EdgeVLMError):
 
 class EngineError(EdgeVLMError):
     """A runtime that failed, crashed or returned something of the wrong size."""
+
+    usual_hint = "export the bundle again, or try another engine"

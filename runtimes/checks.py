@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from edgevlm.errors import EdgeVLMError, EngineError, InputError
+from edgevlm.errors import BundleError, EdgeVLMError, EngineError, InputError
 from edgevlm.runtimes.base import EngineOptions, Float32
 
 DEFAULT_CONTEXT = 4096
-HINT = "export the bundle again, or try another engine"
+HINT = EngineError.usual_hint
 
 
 def thread_count(requested: int) -> int:
@@ -69,11 +69,28 @@ def checked_features(features: Float32, batch: int, tokens: int, hidden: int) ->
         EngineError: another number of values than expected, or one that is not finite.
     """
     if features.shape[-1] != hidden or features.size != batch * tokens * hidden:
-        raise EngineError(f"the vision engine returned {features.shape}, not {(batch, tokens, hidden)}", "", HINT)
+        raise EngineError(f"the vision engine returned {features.shape}, not {(batch, tokens, hidden)}", "vision", HINT)
     result = features.reshape(batch, tokens, hidden).astype(np.float32, copy=False)
     if not np.isfinite(result).all():
-        raise EngineError("the vision engine returned values that are not finite", "", HINT)
+        raise EngineError("the vision engine returned values that are not finite", "vision", HINT)
     return result
+
+
+def check_declared(shape: Sequence[object], tokens: int, hidden: int, where: str) -> None:
+    """Raise unless the image embeddings `[B, N, hidden]` that a graph declares are the spec's; open sizes pass.
+
+    Raises:
+        BundleError: the graph was made for another number of image tokens, or another decoder.
+    """
+    declared = [size if isinstance(size, int) and size > 0 else None for size in shape[1:]]
+    if len(declared) == 2 and any(
+        have not in (None, need) for have, need in zip(declared, (tokens, hidden), strict=True)
+    ):
+        raise BundleError(
+            f"the vision graph makes {declared[0]} image tokens of {declared[1]}, the spec says {tokens} of {hidden}",
+            where,
+            "export the bundle again",
+        )
 
 
 def checked_fusion(fused: Float32, rows: int, hidden: int) -> Float32:
@@ -83,15 +100,15 @@ def checked_fusion(fused: Float32, rows: int, hidden: int) -> Float32:
         EngineError: another shape than expected, or a value that is not finite.
     """
     if fused.size != rows * hidden or fused.shape[-1] != hidden:
-        raise EngineError(f"the fusion engine returned {fused.shape}, not {(rows, hidden)}", "", HINT)
+        raise EngineError(f"the fusion engine returned {fused.shape}, not {(rows, hidden)}", "fusion", HINT)
     result = fused.reshape(rows, hidden).astype(np.float32, copy=False)
     if not np.isfinite(result).all():
-        raise EngineError("the fusion engine returned values that are not finite", "", HINT)
+        raise EngineError("the fusion engine returned values that are not finite", "fusion", HINT)
     return result
 
 
 @contextlib.contextmanager
-def engine_errors(what: str, where: str = "") -> Iterator[None]:
+def engine_errors(what: str, where: str = "the bundle's graph") -> Iterator[None]:
     """Turn whatever a runtime raises into an EngineError with its first line."""
     try:
         yield

@@ -209,7 +209,9 @@ class LlamaCppDecoder:
 
     def _check_ids(self, ids: NDArray[Any]) -> None:
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            raise InputError(f"a token id lies outside the vocabulary of {self.vocab_size}", self._path)
+            raise InputError(
+                f"a token id lies outside the vocabulary of {self.vocab_size}", self._path, "give ids of its tokenizer"
+            )
 
     def _merge(self, segments: list[Segment]) -> NDArray[Any]:
         """The whole prompt as ids `int32[L]` if it is text alone, else as embeddings `float32[L, H]`."""

@@ -19,6 +19,7 @@ from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
 from edgevlm.runtimes.checks import (
     HINT,
+    check_declared,
     check_fits,
     checked_features,
     checked_fusion,
@@ -39,6 +40,7 @@ class OnnxRuntimeVision:
         """Load the graph.
 
         Raises:
+            BundleError: the graph makes another number of image tokens than the spec says.
             EngineError: ONNX Runtime refuses the graph.
         """
         self._threads = thread_count(options.threads)
@@ -48,6 +50,8 @@ class OnnxRuntimeVision:
         self._patches = spec.preprocess.patches
         self._dtype = _DTYPES[self._input.type]
         self._tokens, self._hidden = spec.vision.image_tokens, spec.decoder.hidden_size
+        if self._patches is None:
+            check_declared(self._session.get_outputs()[0].shape, self._tokens, self._hidden, str(path))
 
     def encode(self, pixels: Float32) -> Float32:
         """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`, one image after the other, which bounds memory.

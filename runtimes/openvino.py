@@ -13,7 +13,7 @@ import numpy as np
 
 from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32
-from edgevlm.runtimes.checks import checked_features, engine_errors, thread_count
+from edgevlm.runtimes.checks import check_declared, checked_features, engine_errors, thread_count
 from edgevlm.spec import ModelSpec
 
 
@@ -24,6 +24,7 @@ class OpenVinoVision:
         """Read and compile the graph.
 
         Raises:
+            BundleError: the graph makes another number of image tokens than the spec says.
             EngineError: OpenVINO refuses the graph.
         """
         import openvino
@@ -49,6 +50,8 @@ class OpenVinoVision:
             model = core.read_model(path)
             if self._patches is None:
                 model.reshape([1, *spec.vision.input_shape])
+                declared = [size.get_length() if size.is_static else None for size in model.output(0).partial_shape]
+                check_declared(declared, self._tokens, self._hidden, str(path))
             self._input_dtype = model.input(0).element_type.to_dtype()
             self._compiled: Any = core.compile_model(model, "CPU", settings)
             self._request: Any = self._compiled.create_infer_request()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from edgevlm.errors import InputError
 
-_HINT = "export the bundle again"
+_WHERE, _HINT = "the spec of the bundle", "export the bundle again"
 
 
 def build(annotation: Any, value: Any, path: str) -> Any:
@@ -34,7 +34,7 @@ def build(annotation: Any, value: Any, path: str) -> Any:
         return float(value)
     elif isinstance(annotation, type) and type(value) is annotation:
         return value
-    raise InputError(f"{path} has a value that does not fit: {value!r:.60}", hint=_HINT)
+    raise InputError(f"{path} has a value that does not fit: {value!r:.60}", _WHERE, _HINT)
 
 
 def _member(union: types.UnionType, value: Any) -> Any:
@@ -46,7 +46,7 @@ def _member(union: types.UnionType, value: Any) -> Any:
 
 def _build_dataclass(cls: type, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
-        raise InputError(f"{path} must be an object", hint=_HINT)
+        raise InputError(f"{path} must be an object", _WHERE, _HINT)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(value) - set(fields))
@@ -57,5 +57,5 @@ def _build_dataclass(cls: type, value: Any, path: str) -> Any:
     )
     if unknown or missing:
         problem = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
-        raise InputError(f"{path}: {problem}", hint=_HINT)
+        raise InputError(f"{path}: {problem}", _WHERE, _HINT)
     return cls(**{name: build(hints[name], item, f"{path}.{name}") for name, item in value.items()})

@@ -64,7 +64,7 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     """The id of a token that the tokenizer is known to have."""
     found = tokenizer.token_to_id(token)
     if found is None:
-        raise InputError(f"the tokenizer has no token {token!r}", "zoo tokenizer")
+        raise InputError(f"the tokenizer has no token {token!r}", "zoo tokenizer", "train the model again")
     return int(found)
 
 

@@ -13,6 +13,7 @@ from edgevlm.bundle import Bundle
 from edgevlm.errors import BundleError, EngineError, InputError
 from edgevlm.models.vlm import VlmModel
 from edgevlm.runtimes.base import EngineOptions, Float32, Segment
+from edgevlm.runtimes.checks import checked_features
 from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder, OnnxRuntimeVision
 from edgevlm.runtimes.torch import TorchDecoder, TorchVision
 
@@ -138,10 +139,15 @@ def test_a_wrong_size_is_an_engine_error(bundle: Bundle) -> None:
     engine = OnnxRuntimeVision(bundle.artifact("vision", ".onnx"), bundle.spec, OPTIONS)
     with pytest.raises(EngineError, match="failed"):
         engine.encode(np.zeros((1, 3, 32, 32), np.float32))
-    other = replace(bundle.spec, vision=replace(bundle.spec.vision, image_tokens=4))
-    engine = OnnxRuntimeVision(bundle.artifact("vision", ".onnx"), other, OPTIONS)
     with pytest.raises(EngineError, match="returned"):
-        engine.encode(np.zeros((1, 3, 64, 64), np.float32))
+        checked_features(np.zeros((1, 15, 64), np.float32), 1, 16, 64)
+
+
+@pytest.mark.parametrize("tokens", [4, 17])
+def test_a_graph_of_another_number_of_image_tokens_is_a_bad_bundle(tokens: int, bundle: Bundle) -> None:
+    other = replace(bundle.spec, vision=replace(bundle.spec.vision, image_tokens=tokens))
+    with pytest.raises(BundleError, match=f"makes 16 image tokens of 64, the spec says {tokens} of 64"):
+        OnnxRuntimeVision(bundle.artifact("vision", ".onnx"), other, OPTIONS)
 
 
 def test_embeddings_that_are_not_finite_are_an_engine_error(bundle: Bundle) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgevlm.bundle import Bundle
-from edgevlm.errors import EngineError
+from edgevlm.errors import BundleError, EngineError
 from edgevlm.models.vlm import VlmModel
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.openvino import OpenVinoVision
@@ -36,8 +36,8 @@ def test_a_wrong_size_is_an_engine_error(bundle: Bundle) -> None:
     with pytest.raises(EngineError, match="failed"):
         OpenVinoVision(path, bundle.spec, OPTIONS).encode(np.zeros((1, 3, 32, 32), np.float32))
     other = replace(bundle.spec, vision=replace(bundle.spec.vision, image_tokens=4))
-    with pytest.raises(EngineError, match="returned"):
-        OpenVinoVision(path, other, OPTIONS).encode(np.zeros((1, 3, 64, 64), np.float32))
+    with pytest.raises(BundleError, match="makes 16 image tokens of 64, the spec says 4 of 64"):
+        OpenVinoVision(path, other, OPTIONS)
 
 
 def test_a_damaged_graph_is_an_engine_error(bundle: Bundle, tmp_path: Path) -> None:
