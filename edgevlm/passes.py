@@ -67,10 +67,11 @@ class Pass(ABC, Generic[ConfigT]):
 
     name: ClassVar[str]
     stage: ClassVar[Stage]
-    needs_calibration: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
     Config: ClassVar[type[BaseModel]]
+    #: May depend on the configuration.
+    needs_calibration: bool = False
 
     def __init__(self, config: ConfigT, seed: int) -> None:
         """Keep what the user wrote, and the seed of everything drawn at random.

@@ -62,6 +62,15 @@ def sparse_lines(title: str, stream: TextIO, clock: Callable[[], float] = time.m
     return report
 
 
+def part_of(report: Report, start: float, end: float) -> Report:
+    """Reports of one part of the work as a share of the whole, from `start` to `end`."""
+
+    def inner(done: float, total: float, what: str) -> None:
+        report(start + (end - start) * (done / total if total else 1), 1, what)
+
+    return inner
+
+
 @contextlib.contextmanager
 def _live_bar(title: str, stream: TextIO) -> Iterator[Report]:
     from rich.console import Console

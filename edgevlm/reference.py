@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgevlm.models.decoder import KeyValue, rotary_for
+from edgevlm.models.decoder import Decoder, KeyValue, rotary_for
 from edgevlm.models.vlm import VlmModel
 from edgevlm.patches import graph_inputs
 from edgevlm.prompt import IMAGE_PLACEHOLDER
@@ -102,6 +102,14 @@ def fused_prompts(model: VlmModel, images: list[Float32], prompts: list[list[int
     return fused
 
 
+def head_logits(decoder: Decoder, normed: Tensor) -> Tensor:
+    """float32 logits `[P, V]` of hidden states `[P, H]` behind the last norm, a block of the head's rows at a time."""
+    tied = decoder.spec.tied_embeddings
+    weight = decoder.embed_tokens.weight if tied else decoder.lm_head.weight
+    logits = torch.cat([normed @ rows.float().T for rows in torch.split(weight, _HEAD_ROWS)], dim=1)
+    return logits if tied or not decoder.spec.head_bias else logits + decoder.lm_head.bias.float()
+
+
 @torch.inference_mode()
 def last_logits(model: VlmModel, sequences: list[list[Segment]], counts: list[int]) -> list[Float32]:
     """Logits of the last positions of each sequence.
@@ -122,11 +130,7 @@ def last_logits(model: VlmModel, sequences: list[list[Segment]], counts: list[in
         states = [layer(x, rotary, None, None)[0] for x, rotary in zip(states, tables, strict=True)]
     norm = _float(decoder.norm)
     tails = torch.cat([norm(x[0, -count:]) for x, count in zip(states, counts, strict=True)])
-    head = decoder.embed_tokens if spec.tied_embeddings else decoder.lm_head
-    blocks = [tails @ rows.float().T for rows in torch.split(head.weight, _HEAD_ROWS)]
-    logits = torch.cat(blocks, dim=1)
-    if not spec.tied_embeddings and spec.head_bias:
-        logits = logits + decoder.lm_head.bias.float()
+    logits = head_logits(decoder, tails)
     return [part.numpy() for part in torch.split(logits, counts)]
 
 

@@ -62,6 +62,13 @@ class Activations:
     def __len__(self) -> int:
         return len(self.states)
 
+    def copy(self, scratch: Scratch, count: int | None = None) -> Activations:
+        """The same with states that may be overwritten on their own; of `count` samples from all over, or of all."""
+        most = len(self) if count is None else min(count, len(self))
+        chosen = [index * len(self) // most for index in range(most)]
+        kept = [scratch.keep(self.states[index]) for index in chosen]
+        return Activations(self.spec, kept, [self.sequences[index] for index in chosen])
+
     def rotary(self, index: int) -> KeyValue:
         """Cosines and sines of one sample's positions."""
         return rotary_for(self.spec, self.sequences[index].positions)

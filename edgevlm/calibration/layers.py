@@ -59,7 +59,7 @@ class LayerStep:
         assert isinstance(module, nn.Linear)
         return module
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def collect(
         self, make: Callable[[int], StatisticT], tokens: Sequence[Tensor] | None = None
     ) -> dict[str, StatisticT]:
@@ -121,7 +121,7 @@ def walk(decoder: Decoder, activations: Activations, watch: Watch | None = None)
         _advance(step, watch)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _advance(step: LayerStep, watch: Watch | None) -> None:
     for sample, states in enumerate(step.activations.states):
         outputs = step.outputs(sample)

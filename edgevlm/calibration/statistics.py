@@ -58,3 +58,26 @@ def relative_error(difference: Tensor, weight: Tensor, moments: Tensor) -> float
         return float(((matrix @ moments) * matrix).sum(dtype=torch.float64))
 
     return energy(difference) / max(energy(weight), 1e-30)
+
+
+def inverse_factor(moments: Tensor, damping: float) -> Tensor:
+    """U, upper triangular `[C, C]`, with Uᵀ U = (M + d I)⁻¹, d being `damping` times the mean of M's diagonal.
+
+    U_jj² is the diagonal element j of the inverse of what is left of M once the channels before j are gone: what
+    optimal brain surgeon divides by, channel after channel (SparseGPT, arXiv 2301.00774; GPTQ, arXiv 2210.17323).
+
+    Args:
+        moments: symmetric, positive semidefinite.
+        damping: where float32 is not enough, it is raised tenfold until it is.
+    """
+    level = max(float(moments.diagonal().mean()), 1e-30)
+    while True:
+        # With rows and columns in reverse a lower factor L gives M = R Rᵀ, R upper, so that U is the inverse of R.
+        damped = moments.flip(0, 1)
+        damped.diagonal().add_(damping * level)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            break
+        damping *= 10
+    factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), torch.eye(len(moments)), upper=True)
+    return factor

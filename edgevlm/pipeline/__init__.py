@@ -35,6 +35,7 @@ from edgevlm.exporters.newline import write_newline
 from edgevlm.models import VlmModel, load, resolve
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes
 from edgevlm.pipeline.verify import require, thresholds, verify
+from edgevlm.progress import part_of
 from edgevlm.recipe import GgufType, Recipe
 from edgevlm.spec import ModelSpec
 
@@ -81,19 +82,19 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
     limits = thresholds(decoder_precision, vision_precision, recipe.verify)
     pruned = _PRUNED if passes else _LOADED
     with atomic_folder(out, replace=force) as work:
-        model = run_passes(passes, model, calibration, _part(progress, _LOADED, pruned))
-        report = _part(progress, pruned, _EXPORTED)
+        model = run_passes(passes, model, calibration, part_of(progress, _LOADED, pruned))
+        report = part_of(progress, pruned, _EXPORTED)
         if recipe.format == "gguf":
-            artifacts = gguf.export(model, work, gguf_type=gguf_type, progress=_part(report, 0, 0.5))
+            artifacts = gguf.export(model, work, gguf_type=gguf_type, progress=part_of(report, 0, 0.5))
             artifacts += onnx.export_vision_part(
                 model,
                 work,
                 precision=decoder_precision,
                 vision_precision=vision_precision,
-                progress=_part(report, 0.5, 1),
+                progress=part_of(report, 0.5, 1),
             )
             if recipe.mmproj:
-                artifacts += export_mmproj(model, work, precision=vision_precision, progress=_part(report, 1, 1))
+                artifacts += export_mmproj(model, work, precision=vision_precision, progress=part_of(report, 1, 1))
         else:
             artifacts = onnx.export(
                 model, work, precision=recipe.precision, vision_precision=vision_precision, progress=report
@@ -101,7 +102,7 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
         artifacts += write_newline(model, work)
         manifest = _manifest(recipe, model, folder, work, artifacts)
         write_manifest(work, manifest)
-        results = verify(model, work, limits, _part(progress, _EXPORTED, 1))
+        results = verify(model, work, limits, part_of(progress, _EXPORTED, 1))
         require(results, str(out))
         write_manifest(work, manifest.model_copy(update={"parity": results}))
     progress(1, 1, "done")
@@ -177,12 +178,3 @@ def _tools() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return tools
-
-
-def _part(progress: Progress, start: float, end: float) -> Progress:
-    """Report progress of one part of the work as a share of the whole."""
-
-    def report(done: float, total: float, what: str) -> None:
-        progress(start + (end - start) * (done / total if total else 1), 1, what)
-
-    return report

@@ -24,7 +24,9 @@ from edgevlm.recipe import PassEntry, Recipe
 from edgevlm.spec import ModelSpec
 
 #: Name -> module and class. A new pass is a class and a line here.
-PASSES: dict[str, str] = {}
+PASSES: dict[str, str] = {
+    "prune_weights": "edgevlm.pruning.weights.sparsify:PruneWeights",
+}
 
 #: Why nothing of an earlier stage may follow a pass of this stage.
 _LAST_WORD = {

@@ -1,0 +1,1 @@
+"""Passes that make a model smaller without training: fewer visual tokens, fewer and sparser weights."""
