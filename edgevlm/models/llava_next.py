@@ -11,12 +11,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field
-
 from edgevlm.errors import CheckpointError
 from edgevlm.models import llava
 from edgevlm.models.anyres import Pinpoints, load_with_newline, read_tiles
-from edgevlm.models.configs import PublishedConfig, require, section, validated
+from edgevlm.models.configs import ImageTokenConfig, require, section, validated
 from edgevlm.models.conversations import LLAMA3_TEMPLATE, LLAMA31_SYSTEM
 from edgevlm.models.loading import vocabulary_rows
 from edgevlm.models.processor_files import read_processor_files
@@ -45,12 +43,9 @@ VICUNA_SYSTEM = (
 )
 
 
-class _Config(PublishedConfig):
+class _Config(ImageTokenConfig):
     """The fields of `config.json` beside the nested ones."""
 
-    image_token_index: int | None = Field(
-        default=None, ge=0, validation_alias=AliasChoices("image_token_index", "image_token_id")
-    )
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     image_grid_pinpoints: Pinpoints = PINPOINTS
 
