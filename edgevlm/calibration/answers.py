@@ -21,7 +21,13 @@ def answer_rows(sequence: Sequence) -> Tensor:
     return known if len(known) else torch.tensor([len(sequence.labels) - 1])
 
 
+def answer_states(decoder: Decoder, activations: Activations, sample: int) -> Tensor:
+    """float32 states `[P, H]` at a sample's `answer_rows`, behind the last norm."""
+    rows = activations.states[sample][answer_rows(activations.sequences[sample])]
+    normed: Tensor = copy.deepcopy(decoder.norm).float()(rows)
+    return normed
+
+
 def answer_logits(decoder: Decoder, activations: Activations, sample: int) -> Tensor:
     """float32 logits `[P, V]` at a sample's `answer_rows`."""
-    rows = activations.states[sample][answer_rows(activations.sequences[sample])]
-    return reference.head_logits(decoder, copy.deepcopy(decoder.norm).float()(rows))
+    return reference.head_logits(decoder, answer_states(decoder, activations, sample))

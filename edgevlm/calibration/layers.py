@@ -8,7 +8,7 @@ Only one layer exists in float32 at a time. Everything is computed sample by sam
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -104,21 +104,33 @@ def linear_groups(layer: DecoderLayer) -> list[tuple[str, ...]]:
     return [attention, ("self_attn.o_proj",), into, (out,)]
 
 
-def walk(decoder: Decoder, activations: Activations, watch: Watch | None = None) -> Iterator[LayerStep]:
+def walk(
+    decoder: Decoder, activations: Activations, watch: Watch | None = None, layers: Iterable[int] | None = None
+) -> Iterator[LayerStep]:
     """Each layer in turn; afterwards `activations` hold the states behind the last.
 
     Args:
         decoder: its own weights stay as they are.
         activations: in front of the first layer.
         watch: sees each sample's states in front of and behind each layer.
+        layers: which to go through, in this order; None for all.
     """
-    for index, stored in enumerate(decoder.layers):
+    for index in range(len(decoder.layers)) if layers is None else layers:
+        stored = decoder.layers[index]
         layer = copy.deepcopy(stored).float()
         assert isinstance(layer, DecoderLayer)
         release(stored)
         step = LayerStep(index, layer, activations)
         yield step
         _advance(step, watch)
+
+
+def run_through(
+    decoder: Decoder, activations: Activations, watch: Watch | None = None, layers: Iterable[int] | None = None
+) -> None:
+    """As `walk`, changing nothing on the way."""
+    for _ in walk(decoder, activations, watch, layers):
+        pass
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ from edgevlm.spec import ModelSpec
 #: Name -> module and class. A new pass is a class and a line here.
 PASSES: dict[str, str] = {
     "prune_weights": "edgevlm.pruning.weights.sparsify:PruneWeights",
+    "shortgpt": "edgevlm.pruning.weights.shortgpt:ShortGpt",
+    "ffn_width": "edgevlm.pruning.weights.ffn_width:FfnWidth",
 }
 
 #: Why nothing of an earlier stage may follow a pass of this stage.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from edgevlm.calibration.activations import IGNORE, Activations
 from edgevlm.calibration.answers import answer_logits
-from edgevlm.calibration.layers import LayerStep, linear_groups, walk
+from edgevlm.calibration.layers import LayerStep, linear_groups, run_through, walk
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.models.decoder import Decoder, DecoderLayer
 from edgevlm.progress import Report
@@ -50,8 +50,7 @@ def layer_scores(
 
 def _labels(decoder: Decoder, activations: Activations) -> list[Tensor]:
     """The tokens at each sample's `answer_rows`."""
-    for _ in walk(decoder, activations):
-        pass
+    run_through(decoder, activations)
     found = []
     for index, sequence in enumerate(activations.sequences):
         given = sequence.labels[sequence.labels != IGNORE]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevlm.calibration.activations import Activations
-from edgevlm.calibration.layers import LayerStep, walk
+from edgevlm.calibration.layers import LayerStep, run_through
 from edgevlm.models.decoder import Decoder, KeyValue, rotate
 
 _NEIGHBOURS = 3
@@ -29,8 +29,7 @@ def layer_scores(decoder: Decoder, activations: Activations) -> list[float]:
     def watch(layer: int, sample: int, _before: Tensor, after: Tensor) -> None:
         totals[layer] += diversity(after, activations.sequences[sample].is_image)
 
-    for _ in walk(decoder, activations, watch):
-        pass
+    run_through(decoder, activations, watch)
     return [total / len(activations) for total in totals]
 
 

@@ -1,0 +1,149 @@
+"""The pass `shortgpt`: whole decoder layers that change the hidden states least are dropped (arXiv 2403.03853).
+
+In: a model and calibration samples. Out: a model with fewer layers, which is smaller and faster in every format. A
+layer's block influence is one minus the mean cosine between what enters and what leaves it. The number of layers is
+given, or a bound on the KL divergence of the answers' distributions from the original's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgevlm.calibration.activations import Activations, embed
+from edgevlm.calibration.answers import answer_logits
+from edgevlm.calibration.layers import run_through
+from edgevlm.calibration.scratch import Scratch
+from edgevlm.errors import InputError
+from edgevlm.models.decoder import Decoder
+from edgevlm.models.vlm import VlmModel
+from edgevlm.passes import Pass, PassContext, Stage
+from edgevlm.progress import Report, part_of
+from edgevlm.pruning.weights.rebuild import with_decoder, with_note
+from edgevlm.spec import ModelSpec
+
+
+class ShortGptConfig(BaseModel):
+    """How many layers go.
+
+    Attributes:
+        layers: so many, or
+        kl: as many as keep the mean KL divergence of the answers' distributions below this (nats).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: int | None = Field(default=None, ge=1)
+    kl: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one(self) -> ShortGptConfig:
+        if (self.layers is None) == (self.kl is None):
+            raise ValueError("give layers or kl")
+        return self
+
+
+class ShortGpt(Pass[ShortGptConfig]):
+    """Fewer decoder layers."""
+
+    name, stage = "shortgpt", Stage.STRUCTURE
+    Config = ShortGptConfig
+    needs_calibration = True
+
+    def applies_to(self, spec: ModelSpec) -> str | None:
+        """Why this model cannot take the pass, or None."""
+        have, wanted = spec.decoder.num_hidden_layers, self.config.layers or 1
+        return None if wanted < have else f"it has {have} layers, {wanted} cannot go"
+
+    def planned(self, spec: ModelSpec) -> ModelSpec:
+        """The spec with fewer layers; with `kl` nobody knows yet how many."""
+        left = spec.decoder.num_hidden_layers - (self.config.layers or 0)
+        return dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, num_hidden_layers=left))
+
+    @torch.no_grad()
+    def run(self, model: VlmModel, context: PassContext) -> VlmModel:
+        """The model without the layers of least influence.
+
+        Raises:
+            InputError: not one layer can go within the bound.
+        """
+        assert context.calibration is not None
+        scratch = Scratch(context.calibration.memory)
+        activations = embed(model, context.calibration, scratch, part_of(context.progress, 0, 0.4))
+        answers = activations.copy(scratch)
+        influence = block_influence(model.decoder, answers)
+        order = sorted(range(len(influence)), key=lambda layer: (influence[layer], layer))
+        if self.config.kl is None:
+            dropped, found = order[: self.config.layers], ""
+        else:
+            progress = part_of(context.progress, 0.5, 1)
+            dropped, kl = _within(model.decoder, activations, answers, order, self.config.kl, scratch, progress)
+            found = f", KL of the answers {kl:.4f}"
+        kept = [layer for layer in range(len(influence)) if layer not in dropped]
+        spec = dataclasses.replace(model.spec.decoder, num_hidden_layers=len(kept))
+        shorter = with_decoder(model, spec, {}, kept)
+        gone = ", ".join(str(layer) for layer in sorted(dropped))
+        return with_note(shorter, f"shortgpt: of {len(influence)} decoder layers {gone} are dropped{found}")
+
+
+def block_influence(decoder: Decoder, activations: Activations) -> list[float]:
+    """One minus the mean cosine of a position's states in front of and behind each layer; the states are used up."""
+    totals = [0.0] * len(decoder.layers)
+
+    def watch(layer: int, _sample: int, before: Tensor, after: Tensor) -> None:
+        totals[layer] += float(F.cosine_similarity(before.double(), after.double(), dim=1).sum())
+
+    run_through(decoder, activations, watch)
+    count = sum(map(len, activations.states))
+    return [1 - total / count for total in totals]
+
+
+def divergence(decoder: Decoder, pruned: Activations, answers: Activations) -> float:
+    """Mean KL divergence in nats of the next tokens' distributions from the original's, at the answers' positions.
+
+    Args:
+        decoder: whose norm and head make distributions of states; both models share them.
+        pruned: states behind the last layer of the pruned model.
+        answers: states behind the last layer of the original.
+    """
+    total, count = 0.0, 0
+    for sample in range(len(answers)):
+        expected = answer_logits(decoder, answers, sample).double().log_softmax(1)
+        found = answer_logits(decoder, pruned, sample).double().log_softmax(1)
+        total += float((expected.exp() * (expected - found)).sum())
+        count += len(expected)
+    return total / count
+
+
+def _within(
+    decoder: Decoder,
+    start: Activations,
+    answers: Activations,
+    order: list[int],
+    bound: float,
+    scratch: Scratch,
+    progress: Report,
+) -> tuple[list[int], float]:
+    """As many layers of `order`, from its front, as keep the divergence within the bound; and the divergence."""
+    best: tuple[list[int], float] = ([], 0.0)
+    room = start.copy(scratch)
+    for count in range(1, len(order)):
+        progress(count - 1, len(order) - 1, f"without {count} layers")
+        for target, source in zip(room.states, start.states, strict=True):
+            target.copy_(source)
+        run_through(decoder, room, layers=[layer for layer in range(len(order)) if layer not in order[:count]])
+        kl = divergence(decoder, room, answers)
+        if kl > bound:
+            if count == 1:
+                raise InputError(
+                    f"no decoder layer can go within KL {bound}: the least important costs {kl:.4f}",
+                    "shortgpt field 'kl'",
+                    "allow more, or give layers and heal afterwards",
+                )
+            break
+        best = (order[:count], kl)
+    return best
