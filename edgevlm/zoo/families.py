@@ -158,7 +158,7 @@ FAMILIES = {
     "nano-llava-mini": Family(
         Settings(
             spec=LLAVA_MINI,
-            images={"fusion": 6_000},
+            images={"fusion": 7_200},
             batch={"fusion": 8},
             peak_rate={"fusion": 5e-4},
             clutter=12,

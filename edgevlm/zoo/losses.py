@@ -75,6 +75,19 @@ def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
     return (each / lengths[segment]).sum() / len(packed.questions)
 
 
+def ahead_loss(model: NanoVLM, fused: Tensor, packed: Packed) -> Tensor:
+    """The last fused tokens [B, T, H] of a prompt should read, from the end backwards, as the words of the answer.
+
+    The image is seen by the pre-fusion alone, before there is an answer: whatever follows its first word must already
+    be in the prompt.
+    """
+    row, column = (packed.labels != IGNORE).nonzero(as_tuple=True)
+    segment = packed.segment[row, column]
+    end = column.new_full((len(packed.questions),), packed.labels.shape[1])
+    end = end.scatter_reduce(0, segment, column, "amin")[segment]
+    return F.cross_entropy(model.words(fused[row, 2 * end - column]), packed.labels[row, column])
+
+
 def exact_matches(logits: Tensor, packed: Packed) -> dict[str, tuple[int, int]]:
     """Right answers and questions by type.
 

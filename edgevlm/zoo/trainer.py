@@ -34,7 +34,7 @@ from edgevlm.zoo.batches import (
 from edgevlm.zoo.clip import ClipVision, caption, contrastive_loss, encode_captions, retrieval
 from edgevlm.zoo.drawing import Pixels, Scene, render
 from edgevlm.zoo.fused import fuse
-from edgevlm.zoo.losses import answer_loss, cell_loss, cell_scores, exact_matches, pointer_loss, token_loss
+from edgevlm.zoo.losses import ahead_loss, answer_loss, cell_loss, cell_scores, exact_matches, pointer_loss, token_loss
 from edgevlm.zoo.nano import NanoSpec, NanoVLM
 from edgevlm.zoo.scenes import Question, sample
 from edgevlm.zoo.start_values import initialise
@@ -54,6 +54,7 @@ _EMA_DECAY = 0.995
 _CONTRASTIVE_WEIGHT = 0.5
 _TOKEN_WEIGHT = 0.3
 _POINTER_WEIGHT = 0.3
+_AHEAD_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -231,10 +232,12 @@ class Trainer:
             return cell_loss(self.model.read_regions(projected), cell_targets(scenes, *settings.spec.regions))
         packed = self._pack([questions_for(scene, rng) for scene in scenes])
         if settings.spec.fusion is not None:
-            return answer_loss(_decode(self.model, projected, packed, None)[0], packed)
+            fused = _embed(self.model, projected, packed)
+            logits, _, _ = _decode(self.model, fused, packed, None)
+            return answer_loss(logits, packed) + _AHEAD_WEIGHT * ahead_loss(self.model, fused, packed)
         targets = cell_targets(scenes, *settings.spec.regions)
         pointed = pointers(packed, scenes, self.tokenizer, *settings.spec.regions)
-        logits, pointing, places = _decode(self.model, projected, packed, pointed.at)
+        logits, pointing, places = _decode(self.model, _embed(self.model, projected, packed), packed, pointed.at)
         return (
             answer_loss(logits, packed)
             + _TOKEN_WEIGHT * token_loss(self.model, projected, targets, self.tokenizer)
@@ -291,7 +294,7 @@ class Trainer:
                 rngs = [np.random.default_rng([settings.seed, 99, i]) for i in indices]
                 asked = [questions_for(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
                 packed = self._pack(asked)
-                logits, _, _ = _decode(model, model.project(features), packed, None)
+                logits, _, _ = _decode(model, _embed(model, model.project(features), packed), packed, None)
                 matches = exact_matches(logits, packed)
                 counts = {name: (float(r), float(n)) for name, (r, n) in matches.items()}
             for name, (good, out_of) in counts.items():
@@ -321,9 +324,12 @@ class Trainer:
         return retrieval(summaries, model.text(*encode_captions(captions, self.tokenizer, model.text.spec)))
 
 
-def _decode(model: NanoVLM, projected: Tensor, packed: Packed, pointed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _embed(model: NanoVLM, projected: Tensor, packed: Packed) -> Tensor:
+    """What enters the decoder [B, T, H] of the image embeddings [B, N, H] and packed prompts."""
     x = model.embed(projected[:, -packed.image_tokens :], packed.ids)
-    if model.fusion is not None:
-        x = fuse(model.fusion, projected, x, packed)
+    return x if model.fusion is None else fuse(model.fusion, projected, x, packed)
+
+
+def _decode(model: NanoVLM, x: Tensor, packed: Packed, pointed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = model(x, packed.positions, packed.mask, packed.labels != IGNORE, pointed)
     return result

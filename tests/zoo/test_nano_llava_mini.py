@@ -16,6 +16,7 @@ from edgevlm.zoo.evaluate import greedy
 from edgevlm.zoo.fused import fuse
 from edgevlm.zoo.llava_layout import write_llava
 from edgevlm.zoo.llava_mini_layout import write_llava_mini
+from edgevlm.zoo.losses import ahead_loss
 from edgevlm.zoo.nano import CHATML, NanoVLM
 from edgevlm.zoo.publish import publish
 from edgevlm.zoo.scenes import Question
@@ -91,6 +92,24 @@ def test_packed_questions_are_fused_as_each_is_alone(model: NanoVLM) -> None:
             assert torch.equal(rows[len(prompt) :], table[torch.tensor(answer)])
         torch.testing.assert_close(x[: len(before)], alone[1 : 1 + len(before)], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(x[len(before)], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_ends_of_prompts_are_held_to_the_answers_words(model: NanoVLM) -> None:
+    """The last token of each prompt to the first word, the one before it to the second; of two images together."""
+    tokenizer = build_tokenizer()
+    asked = [[Question("number", "What number is written?", "407"), Question("colour", "Which colour?", "red")]]
+    asked.append([Question("count", "How many circles are there?", "2")])
+    packed = pack(asked, tokenizer, 1, CHATML)
+    fused = torch.randn(*packed.ids.shape, 128, generator=torch.Generator().manual_seed(0))
+    wanted = []
+    with torch.inference_mode():
+        for index, question in enumerate(question for questions in asked for question in questions):
+            row, columns = int(index == 2), (packed.segment == index).nonzero()[:, 1]
+            end = int(columns[0]) + len(tokenizer.encode(CHATML.behind.format(question=question.question)).ids) - 1
+            for ahead, word in enumerate(tokenizer.encode(question.answer + "<|im_end|>").ids):
+                wanted.append(-model.words(fused[row, end - ahead]).log_softmax(-1)[word])
+        assert len(wanted) == 4 + 2 + 2
+        torch.testing.assert_close(ahead_loss(model, fused, packed), torch.stack(wanted).mean())
 
 
 def test_our_loader_answers_as_training_saw_it(model: NanoVLM, tmp_path: Path) -> None:
