@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from edgevlm.atomic import write_text
 from edgevlm.bench.job import AccuracyPlan, Prediction
 from edgevlm.bundle import sha256_file
+from edgevlm.longrun import cache_folder
 
 
 def to_jsonl(predictions: Sequence[Prediction]) -> str:
@@ -44,8 +44,7 @@ def cache_file(content: str, plan: AccuracyPlan, versions: Sequence[str]) -> Pat
     """
     parts = [content, plan.model_dump_json(), *versions]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "edgevlm" / "predictions" / f"{key}.jsonl"
+    return cache_folder() / "predictions" / f"{key}.jsonl"
 
 
 def store(path: Path, predictions: Sequence[Prediction]) -> str:

@@ -15,15 +15,7 @@ from pathlib import Path
 
 from edgevlm.atomic import write_text
 from edgevlm.errors import InputError
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/edgevlm`, or `~/.cache/edgevlm`.
-
-    Raises:
-        RuntimeError: there is no home folder.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgevlm"
+from edgevlm.longrun import cache_folder
 
 
 def hardware() -> str:

@@ -13,18 +13,15 @@ folder in the family's published layout with a model card. The stages:
    know where the things lie. Without this, relations and existence stay at chance for hours.
 """
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from edgevlm.errors import InputError
+from edgevlm.longrun import cache_folder, interrupts
 from edgevlm.models import load
 from edgevlm.progress import Report, duration
 from edgevlm.zoo.card import model_card
@@ -50,20 +47,6 @@ class Progress:
 StepReport = Callable[[Progress], None]
 
 
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that a step and its state are never cut in half."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def run(trainer: Trainer, report: StepReport, until: str | None = None) -> None:
     """Train through stage `until` (None: the last), saving to `state.pt` in the working folder, and after each stage to
     `<stage>.pt`.
@@ -72,7 +55,7 @@ def run(trainer: Trainer, report: StepReport, until: str | None = None) -> None:
         KeyboardInterrupt: after Ctrl-C, once the state has been saved.
     """
     settings, latest = trainer.settings, trainer.workdir / "state.pt"
-    with _interrupts() as interrupted:
+    with interrupts() as interrupted:
         while True:
             steps = settings.steps(trainer.stage)
             started, first, saved = time.monotonic(), trainer.step, time.monotonic()
@@ -135,7 +118,7 @@ def train_nano(
         KeyboardInterrupt: after Ctrl-C, once the state has been saved.
     """
     model = family(name)
-    folder = cache_folder(name) if workdir is None else workdir
+    folder = cache_folder() / "zoo" / name if workdir is None else workdir
     state = folder / "state.pt"
     if resume and not state.is_file():
         raise InputError("there is no training to resume", str(state), "train without --resume")
@@ -172,9 +155,3 @@ def describe(progress: Progress) -> str:
         f"{progress.stage} step {progress.step}/{progress.steps}, loss {progress.loss:.2f}, "
         f"{progress.images_per_second:.1f} images/s, {duration(progress.eta_seconds)} left{scores}"
     )
-
-
-def cache_folder(name: str) -> Path:
-    """Where the training state of one model lives between runs (XDG base directories)."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "edgevlm" / "zoo" / name
