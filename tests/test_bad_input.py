@@ -16,15 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from refusals import Refused, left_in, refusal, refused_export, three_lines
 from safetensors.torch import load_file, save_file
 from tiny import tiny_bundle, tiny_model
 
 from edgevlm.bundle import MANIFEST
-from edgevlm.cli import main
 from edgevlm.zoo.synth import synth
 
 NAME = "model.safetensors"
-Refused = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -63,37 +62,10 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run the command line and check the refusal; returns the three lines without their labels."""
-
-    def run(*arguments: object) -> list[str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        return _three_lines(caught.value.code, capsys.readouterr().err)
-
-    return run
-
-
-def _three_lines(code: object, err: str) -> list[str]:
-    lines = err.splitlines()
-    assert [line.split(": ")[0] for line in lines] == ["error", "where", "hint"], err
-    assert code == 2
-    return [line.split(": ", 1)[1] for line in lines]
-
-
-def _left_in(folder: Path, *expected: str) -> None:
-    """Nothing in `folder` but what was there before: no output, no temporary sibling."""
-    assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
+    return refusal(capsys)
 
 
 # --- Checkpoints ---
-
-
-def _refused_export(refused: Refused, checkpoint: Path, *flags: object) -> str:
-    out = checkpoint.parent / "out" / "bundle"
-    out.parent.mkdir()
-    lines = refused("export", checkpoint, "-o", out, *flags)
-    _left_in(out.parent)
-    return "\n".join(lines)
 
 
 def _edit_config(checkpoint: Path, **changes: object) -> None:
@@ -103,14 +75,14 @@ def _edit_config(checkpoint: Path, **changes: object) -> None:
 
 def test_unknown_model_type(refused: Refused, checkpoint: Path) -> None:
     _edit_config(checkpoint, model_type="telepathy", architectures=["Telepath"])
-    message = _refused_export(refused, checkpoint)
+    message = refused_export(refused, checkpoint)
     assert "unknown model_type 'telepathy'" in message
     assert "llava_qwen2" in message
 
 
 def test_the_nearest_model_type_is_named(refused: Refused, checkpoint: Path) -> None:
     _edit_config(checkpoint, model_type="llava_quen2")
-    assert "did you mean llava_qwen2?" in _refused_export(refused, checkpoint)
+    assert "did you mean llava_qwen2?" in refused_export(refused, checkpoint)
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{", "[" * 100_000, '{"model_type": "llava_qwen2"}'])
@@ -118,7 +90,7 @@ def test_unusable_config(refused: Refused, checkpoint: Path, text: str | None) -
     (checkpoint / "config.json").unlink()
     if text is not None:
         (checkpoint / "config.json").write_text(text)
-    assert "config.json" in _refused_export(refused, checkpoint)
+    assert "config.json" in refused_export(refused, checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -134,25 +106,25 @@ def test_unusable_config(refused: Refused, checkpoint: Path, text: str | None) -
 )
 def test_config_with_a_senseless_value(refused: Refused, checkpoint: Path, field: str, value: object) -> None:
     _edit_config(checkpoint, **{field: value})
-    _refused_export(refused, checkpoint)
+    refused_export(refused, checkpoint)
 
 
 def test_no_weights(refused: Refused, checkpoint: Path) -> None:
     (checkpoint / NAME).unlink()
-    assert "model*.safetensors" in _refused_export(refused, checkpoint)
+    assert "model*.safetensors" in refused_export(refused, checkpoint)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 2000, 1_000_000, -1])
 def test_truncated_safetensors(refused: Refused, checkpoint: Path, keep: int) -> None:
     data = (checkpoint / NAME).read_bytes()
     (checkpoint / NAME).write_bytes(data[:keep])
-    assert NAME in _refused_export(refused, checkpoint)
+    assert NAME in refused_export(refused, checkpoint)
 
 
 @pytest.mark.parametrize("header", [b"\xff" * 8, struct.pack("<Q", 1 << 40) + b"{}", struct.pack("<Q", 2) + b"no"])
 def test_safetensors_with_a_false_header(refused: Refused, checkpoint: Path, header: bytes) -> None:
     (checkpoint / NAME).write_bytes(header + bytes(100))
-    assert NAME in _refused_export(refused, checkpoint)
+    assert NAME in refused_export(refused, checkpoint)
 
 
 def _edit_tensors(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -166,27 +138,27 @@ _NORM = "model.norm.weight"
 
 def test_missing_tensor_is_named(refused: Refused, checkpoint: Path) -> None:
     _edit_tensors(checkpoint, lambda tensors: tensors.pop(_NORM))
-    message = _refused_export(refused, checkpoint)
+    message = refused_export(refused, checkpoint)
     assert "norm.weight" in message
     assert "missing" in message
 
 
 def test_extra_tensor_is_named(refused: Refused, checkpoint: Path) -> None:
     _edit_tensors(checkpoint, lambda tensors: tensors.update({"model.backdoor.weight": torch.zeros(2)}))
-    assert "model.backdoor.weight" in _refused_export(refused, checkpoint)
+    assert "model.backdoor.weight" in refused_export(refused, checkpoint)
 
 
 @pytest.mark.parametrize("shape", [(2,), (127,), (128, 1), ()])
 def test_misshapen_tensor_is_named(refused: Refused, checkpoint: Path, shape: tuple[int, ...]) -> None:
     _edit_tensors(checkpoint, lambda tensors: tensors.update({_NORM: torch.zeros(shape)}))
-    message = _refused_export(refused, checkpoint)
+    message = refused_export(refused, checkpoint)
     assert _NORM in message
     assert str(list(shape)) in message
 
 
 def test_tensor_of_integers_is_refused(refused: Refused, checkpoint: Path) -> None:
     _edit_tensors(checkpoint, lambda tensors: tensors.update({_NORM: torch.zeros(128, dtype=torch.int64)}))
-    message = _refused_export(refused, checkpoint)
+    message = refused_export(refused, checkpoint)
     assert "norm.weight" in message
     assert "int64" in message
 
@@ -207,7 +179,7 @@ def test_pickle_with_code_is_refused_and_not_run(refused: Refused, checkpoint: P
     marker = checkpoint.parent / "owned"
     state = {_NORM: torch.zeros(128), "x": _Payload(marker)}
     torch.save(state, checkpoint / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    message = _refused_export(refused, checkpoint)
+    message = refused_export(refused, checkpoint)
     assert "it was not run" in message
     assert not marker.exists()
     pickle.loads(pickle.dumps(_Payload(marker)))  # noqa: S301 (our own, to show that it works)
@@ -219,11 +191,11 @@ def test_unusable_tokenizer(refused: Refused, checkpoint: Path, tokenizer: str |
     (checkpoint / "tokenizer.json").unlink()
     if tokenizer is not None:
         (checkpoint / "tokenizer.json").write_text(tokenizer)
-    _refused_export(refused, checkpoint)
+    refused_export(refused, checkpoint)
 
 
 def test_absent_model(refused: Refused, tmp_path: Path) -> None:
-    _refused_export(refused, tmp_path / "absent")
+    refused_export(refused, tmp_path / "absent")
     (tmp_path / "file").write_text("x")
     assert "a file, not a folder" in "\n".join(refused("export", tmp_path / "file", "-o", tmp_path / "b"))
     assert "no zoo model" in "\n".join(refused("export", "zoo:unheard-of", "-o", tmp_path / "b"))
@@ -234,7 +206,7 @@ def test_hub_model_without_network(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "edgevlm", "export", "someone/some-model", "-o", str(tmp_path / "out")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "cannot be reached" in "\n".join(_three_lines(run.returncode, run.stderr))
+    assert "cannot be reached" in "\n".join(three_lines(run.returncode, run.stderr))
     assert not (tmp_path / "out").exists()
 
 
@@ -243,12 +215,12 @@ def test_hub_model_without_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resolution", [1000, 63, 0, -64])
 def test_resolution_that_is_no_multiple_of_64(refused: Refused, checkpoint: Path, resolution: int) -> None:
-    assert "resolution" in _refused_export(refused, checkpoint, "--resolution", resolution)
+    assert "resolution" in refused_export(refused, checkpoint, "--resolution", resolution)
 
 
 def test_unknown_recipe_field(refused: Refused, checkpoint: Path) -> None:
     (checkpoint / "recipe.yaml").write_text("precison: int4\n")
-    assert "precison" in _refused_export(refused, checkpoint, "--recipe", checkpoint / "recipe.yaml")
+    assert "precison" in refused_export(refused, checkpoint, "--recipe", checkpoint / "recipe.yaml")
 
 
 @pytest.mark.parametrize(
@@ -262,14 +234,14 @@ def test_unknown_recipe_field(refused: Refused, checkpoint: Path) -> None:
     ],
 )
 def test_choice_that_does_not_exist(refused: Refused, checkpoint: Path, flags: tuple[str, ...]) -> None:
-    _refused_export(refused, checkpoint, *flags)
+    refused_export(refused, checkpoint, *flags)
 
 
 def test_occupied_out_stays(refused: Refused, checkpoint: Path, bundle: Path) -> None:
     before = (bundle / MANIFEST).read_bytes()
     assert "--force" in "\n".join(refused("export", checkpoint, "-o", bundle))
     assert (bundle / MANIFEST).read_bytes() == before
-    _left_in(bundle.parent, "bundle", "checkpoint")
+    left_in(bundle.parent, "bundle", "checkpoint")
 
 
 @pytest.mark.parametrize("out", ["/proc/edgevlm/bundle", "{checkpoint}/config.json/bundle", "{checkpoint}/config.json"])
@@ -299,8 +271,8 @@ def test_full_disk(good_checkpoint: Path, tmp_path: Path, flags: tuple[str, ...]
         *flags,
     ]
     run = subprocess.run(command, preexec_fn=_no_room, capture_output=True, text=True, check=False)
-    assert "cannot write" in _three_lines(run.returncode, run.stderr)[0]
-    _left_in(tmp_path / "out")
+    assert "cannot write" in three_lines(run.returncode, run.stderr)[0]
+    left_in(tmp_path / "out")
 
 
 # --- Bundles ---

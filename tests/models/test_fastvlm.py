@@ -165,6 +165,40 @@ def test_bad_checkpoints_are_refused_by_name(change: str, message: str, fastvlm_
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("vision_config", {"architecture": "fastvit_mci2"}, "architecture 'fastvit_mci2' is not supported"),
+        ("vision_config", {"hidden_size": 3072}, "hidden_size 3072 is not supported"),
+        ("", {"vision_feature_layer": -2}, "vision_feature_layer -2 is not supported"),
+        ("", {"multimodal_projector_bias": False}, "multimodal_projector_bias False is not supported"),
+    ],
+)
+def test_transformers_configurations_that_differ_are_refused(
+    section: str, changes: dict[str, object], message: str, fastvlm_oracle: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(fastvlm_oracle / "hf", tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    (config[section] if section else config).update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_the_processor_file_of_either_version_decides_the_pixels(fastvlm_oracle: Path, tmp_path: Path) -> None:
+    """Transformers 5 writes it inside `processor_config.json`."""
+    images = {"crop_size": {"height": 192, "width": 192}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    for name, content in (
+        ("preprocessor_config.json", images),
+        ("processor_config.json", {"patch_size": 64, "image_processor": images}),
+    ):
+        folder = shutil.copytree(fastvlm_oracle / "hf", tmp_path / name)
+        (folder / name).write_text(json.dumps(content))
+        spec = load(folder).spec
+        assert (spec.vision.image_size, spec.vision.image_tokens) == (192, 9)
+        assert (spec.preprocess.mean, spec.preprocess.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
 def test_a_pickle_with_code_is_refused_and_not_run(fastvlm_oracle: Path, tmp_path: Path) -> None:
     folder = apple_checkpoint(fastvlm_oracle, tmp_path)
     (folder / "model.safetensors").unlink()

@@ -226,6 +226,8 @@ def test_llama_cpp_would_cut_the_image_otherwise(nanovlm: Oracle) -> None:
     [
         ({"vit_cls_flag": True}, "vit_cls_flag"),
         ({"lm_attn_scaling": 2.0}, "lm_attn_scaling"),
+        ({"lm_chat_template": "{{ messages[0]['content'] }}"}, "lm_chat_template renders 'a'"),
+        ({"lm_chat_template": "{% macro f() %}{% endmacro %}"}, "lm_chat_template cannot be used"),
         ({"mp_image_token_length": 64}, "mp_image_token_length is 64, but an image makes 4 tokens"),
         ({"mp_pixel_shuffle_factor": 3}, "mp_pixel_shuffle_factor does not fit"),
         ({"max_img_size": 100}, "max_img_size 100 is no multiple of vit_img_size 32"),
