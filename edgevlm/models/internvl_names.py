@@ -71,6 +71,8 @@ def _sources_of(published: str) -> list[tuple[str, Source]]:
     if match := re.fullmatch(r"(?:vision_tower|vision_model)\.encoder\.layers?\.(\d+)\.attn\.qkv\.(\w+)", name):
         prefix = f"vision.encoder.layers.{match[1]}.attention"
         return [(f"{prefix}.{part}_proj.{match[2]}", Source(published, third)) for third, part in enumerate("qkv")]
+    if name.endswith("rotary_emb.inv_freq"):
+        return []
     ir_name = _ir_name(name, published)
     return [(ir_name, Source(published, leading=_LEADING.get(ir_name, 0)))]
 

@@ -370,6 +370,14 @@ def test_a_sources_file_that_does_not_fit(
     assert message in refused_export(refused, checkpoint)
 
 
+def test_an_unknown_prompt_template_names_the_known(
+    refused: Refused, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    message = refused_export(refused, copied(checkpoints("tinygptv"), tmp_path), "--prompt-template", "vicuna")
+    assert "unknown prompt template 'vicuna'" in message
+    assert "known: stage4, eval_vqa, human" in message
+
+
 def test_gguf_of_tinygptv_is_refused_with_what_to_use_instead(
     refused: Refused, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:

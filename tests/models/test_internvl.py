@@ -208,6 +208,20 @@ def test_every_published_tensor_is_accepted(tmp_path: Path) -> None:
     assert {parameter.device.type for parameter in [*vision.parameters(), *decoder.parameters()]} == {"meta"}
 
 
+def test_names_before_transformers_4_52_are_the_same_tensors() -> None:
+    """The models specification, 4.2; a buffer that older files hold is dropped."""
+    published = {name: tuple(shape) for name, shape in json.loads(LAYOUT.read_text())["tensors"].items()}
+    older = {
+        re.sub(
+            r"^lm_head", "language_model.lm_head", re.sub(r"^language_model\.", "language_model.model.", name)
+        ): shape
+        for name, shape in ((name.removeprefix("model."), shape) for name, shape in published.items())
+    }
+    assert older.keys().isdisjoint(published)
+    older["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = (32,)
+    assert tensor_sources(older).keys() == tensor_sources(published).keys()
+
+
 def copied(oracle: Oracle, folder: Path) -> Path:
     shutil.copytree(oracle.folder, folder, dirs_exist_ok=True)
     return folder

@@ -85,6 +85,14 @@ def test_lora_counts_alpha_over_rank_times(reference: Reference, tmp_path: Path)
     torch.testing.assert_close(added, delta, atol=1e-5, rtol=0)
 
 
+def test_the_published_training_counts_lora_a_quarter() -> None:
+    """What holds where `edgevlm-sources.yaml` says nothing: rank 64, alpha 16."""
+    settings = Sources(vision="v", qformer="q", language_model="l", stage="s")
+    assert settings.lora_alpha / settings.lora_rank == 0.25
+    assert settings.prompt_template is None
+    assert (settings.image_size, settings.vision_layers) == (448, 39)
+
+
 def published(tmp_path: Path, *names: str) -> dict[str, Checkpoint]:
     """The published tensors as checkpoints without data, by layout file; and a Phi-2 in the old layout."""
     found = {}

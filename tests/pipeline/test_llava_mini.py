@@ -70,6 +70,9 @@ def bundled(
     values = {result.metric: result.value for result in bundle.manifest.parity}
     assert values["token_agreement"] == values["top1_agreement"] == 1
     assert min(values["vision_cosine"], values["fusion_cosine"]) > 0.99999
+    graphs = {entry.role for entry in bundle.manifest.artifacts if entry.path.endswith((".onnx", ".gguf"))}
+    # llama.cpp embeds the text itself.
+    assert graphs == {"vision", "fusion", "decoder"} | ({"embed"} if form == "onnx" else set())
     with edgevlm.load(bundle.path, vision_engine="onnxruntime", threads=1) as loaded:
         yield made.oracle, loaded
 
