@@ -104,7 +104,8 @@ encoder's features, projector and decoder, with auxiliary losses on what the vis
 of a question look.""",
             "fusion": f"""Towers and projector
 come from `{settings.start_from}`; the layers of its decoder became the pre-fusion. Compressor, projector, pre-fusion
-and decoder then learned together.""",
+and decoder then learned together, with auxiliary losses: the last fused tokens of a prompt should read as the words of
+the answer, and the decoder look there for the next one.""",
         }[stage]
         for stage in settings.stages
     )

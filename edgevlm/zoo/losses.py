@@ -12,6 +12,9 @@ from edgevlm.zoo.batches import IGNORE, CellTargets, Packed, Pointers, word_targ
 from edgevlm.zoo.nano import NanoVLM
 from edgevlm.zoo.scenes import TYPES
 
+# Tokens of an answer of three digits and its end.
+_LONGEST_ANSWER = 4
+
 
 def cell_loss(read: dict[str, Tensor], targets: CellTargets, empty_weight: float = 1.0) -> Tensor:
     """Cross-entropy of kind, shape, colour, digit (twice: it is hardest) and place, plus the error of the centres.
@@ -75,17 +78,24 @@ def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
     return (each / lengths[segment]).sum() / len(packed.questions)
 
 
-def ahead_loss(model: NanoVLM, fused: Tensor, packed: Packed) -> Tensor:
-    """The last fused tokens [B, T, H] of a prompt should read, from the end backwards, as the words of the answer.
+def ahead(packed: Packed) -> Tensor:
+    """Which of the last tokens of a prompt holds each of the labelled words of the answer: columns [M] for M labels.
 
-    The image is seen by the pre-fusion alone, before there is an answer: whatever follows its first word must already
-    be in the prompt.
+    The image is seen by the pre-fusion alone, before there is an answer, so whatever follows the first word must
+    already be in the prompt. The last token holds the first word; the others lie in their order before it, always
+    equally far from where they are said.
     """
     row, column = (packed.labels != IGNORE).nonzero(as_tuple=True)
     segment = packed.segment[row, column]
-    end = column.new_full((len(packed.questions),), packed.labels.shape[1])
-    end = end.scatter_reduce(0, segment, column, "amin")[segment]
-    return F.cross_entropy(model.words(fused[row, 2 * end - column]), packed.labels[row, column])
+    first = column.new_full((len(packed.questions),), packed.labels.shape[1])
+    first = first.scatter_reduce(0, segment, column, "amin")[segment]
+    return column.where(column == first, column - _LONGEST_ANSWER)
+
+
+def ahead_loss(model: NanoVLM, fused: Tensor, packed: Packed) -> Tensor:
+    """The last fused tokens [B, T, H] of a prompt should read as the words of the answer that they hold."""
+    row, column = (packed.labels != IGNORE).nonzero(as_tuple=True)
+    return F.cross_entropy(model.words(fused[row, ahead(packed)]), packed.labels[row, column])
 
 
 def exact_matches(logits: Tensor, packed: Packed) -> dict[str, tuple[int, int]]:

@@ -34,7 +34,16 @@ from edgevlm.zoo.batches import (
 from edgevlm.zoo.clip import ClipVision, caption, contrastive_loss, encode_captions, retrieval
 from edgevlm.zoo.drawing import Pixels, Scene, render
 from edgevlm.zoo.fused import fuse
-from edgevlm.zoo.losses import ahead_loss, answer_loss, cell_loss, cell_scores, exact_matches, pointer_loss, token_loss
+from edgevlm.zoo.losses import (
+    ahead,
+    ahead_loss,
+    answer_loss,
+    cell_loss,
+    cell_scores,
+    exact_matches,
+    pointer_loss,
+    token_loss,
+)
 from edgevlm.zoo.nano import NanoSpec, NanoVLM
 from edgevlm.zoo.scenes import Question, sample
 from edgevlm.zoo.start_values import initialise
@@ -232,9 +241,7 @@ class Trainer:
             return cell_loss(self.model.read_regions(projected), cell_targets(scenes, *settings.spec.regions))
         packed = self._pack([questions_for(scene, rng) for scene in scenes])
         if settings.spec.fusion is not None:
-            fused = _embed(self.model, projected, packed)
-            logits, _, _ = _decode(self.model, fused, packed, None)
-            return answer_loss(logits, packed) + _AHEAD_WEIGHT * ahead_loss(self.model, fused, packed)
+            return self._fusion_loss(projected, packed)
         targets = cell_targets(scenes, *settings.spec.regions)
         pointed = pointers(packed, scenes, self.tokenizer, *settings.spec.regions)
         logits, pointing, places = _decode(self.model, _embed(self.model, projected, packed), packed, pointed.at)
@@ -242,6 +249,19 @@ class Trainer:
             answer_loss(logits, packed)
             + _TOKEN_WEIGHT * token_loss(self.model, projected, targets, self.tokenizer)
             + _POINTER_WEIGHT * pointer_loss(pointing, places, pointed)
+        )
+
+    def _fusion_loss(self, projected: Tensor, packed: Packed) -> Tensor:
+        """Answers, the ends of the prompts that hold them, and where in those the decoder looks for the next word."""
+        fused = _embed(self.model, projected, packed)
+        row, column = (packed.labels != IGNORE).nonzero(as_tuple=True)
+        held = ahead(packed)
+        at = torch.stack((torch.zeros_like(row), row, column, held), dim=1)[held < column]
+        logits, looking, _ = _decode(self.model, fused, packed, at)
+        return (
+            answer_loss(logits, packed)
+            + _AHEAD_WEIGHT * ahead_loss(self.model, fused, packed)
+            - _POINTER_WEIGHT * looking.mean()
         )
 
     def _pack(self, per_image: list[list[Question]]) -> Packed:

@@ -95,7 +95,7 @@ def test_packed_questions_are_fused_as_each_is_alone(model: NanoVLM) -> None:
 
 
 def test_the_ends_of_prompts_are_held_to_the_answers_words(model: NanoVLM) -> None:
-    """The last token of each prompt to the first word, the one before it to the second; of two images together."""
+    """The last token of each prompt to the first word, the three before it to the others; of two images together."""
     tokenizer = build_tokenizer()
     asked = [[Question("number", "What number is written?", "407"), Question("colour", "Which colour?", "red")]]
     asked.append([Question("count", "How many circles are there?", "2")])
@@ -107,7 +107,8 @@ def test_the_ends_of_prompts_are_held_to_the_answers_words(model: NanoVLM) -> No
             row, columns = int(index == 2), (packed.segment == index).nonzero()[:, 1]
             end = int(columns[0]) + len(tokenizer.encode(CHATML.behind.format(question=question.question)).ids) - 1
             for ahead, word in enumerate(tokenizer.encode(question.answer + "<|im_end|>").ids):
-                wanted.append(-model.words(fused[row, end - ahead]).log_softmax(-1)[word])
+                held = end + ahead - 4 if ahead else end
+                wanted.append(-model.words(fused[row, held]).log_softmax(-1)[word])
         assert len(wanted) == 4 + 2 + 2
         torch.testing.assert_close(ahead_loss(model, fused, packed), torch.stack(wanted).mean())
 
