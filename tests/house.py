@@ -11,7 +11,8 @@ LINKED = ("exporters", "quant", "runtimes", "targets", "bench")
 ZOO_HOST_HALF = (
     *("batches", "card", "clip", "evaluate", "families", "fused", "layout", "llava_layout"),
     *("llava_mini_layout", "losses", "nano", "publish", "start_values", "starts", "tinygptv_layout"),
-    *("quantnoise", "random_weights", "synth", "synth_llava", "synth_llava_mini", "synth_qwen2_vl", "synth_tinygptv"),
+    *("quantnoise", "random_weights", "synth", "synth_decoders", "synth_llava", "synth_llava_files"),
+    *("synth_llava_mini", "synth_llava_sizes", "synth_llava_tensors", "synth_qwen2_vl", "synth_tinygptv"),
     *("tokenizer", "train", "trainer"),
 )
 

@@ -20,6 +20,10 @@ _CHUNK = 1 << 22
 _LEAST = 2.0**-13
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
+#: E[gelu(x)^2] of a unit normal x is 0.425: what follows a GELU needs this much more variance.
+AFTER_GELU = 1 / 0.425
+#: Second moment of an embedding row's elements: weights of the branches that match it stay normal numbers in float16.
+ROW_LEVEL = 1 / 16
 #: Mean and standard deviation of a tensor by its name and shape.
 Moments: TypeAlias = Callable[[str, tuple[int, ...]], tuple[float, float]]
 

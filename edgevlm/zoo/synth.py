@@ -25,14 +25,11 @@ from edgevlm.models.fastvithd import FastViTHD
 from edgevlm.progress import Report
 from edgevlm.spec import DecoderSpec, FastViTHDSpec
 from edgevlm.zoo.layout import VISION_PREFIX, apple_tensor_name, write_configuration
-from edgevlm.zoo.random_weights import write_random
+from edgevlm.zoo.random_weights import AFTER_GELU, ROW_LEVEL, write_random
+from edgevlm.zoo.synth_decoders import sized
 from edgevlm.zoo.tokenizer import IMAGE_TOKEN, ROWS, SPECIAL_TOKENS, build_tokenizer, save_tokenizer, token_id
 
 _CLIP_WIDTH = 768
-# E[gelu(x)^2] of a unit normal x is 0.425: what follows a GELU needs this much more variance.
-_AFTER_GELU = 1 / 0.425
-# Second moment of an embedding row's elements: weights of the branches that match it stay normal numbers in float16.
-_ROW_LEVEL = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -45,35 +42,13 @@ class SynthSpec:
     special_start: int
 
 
-def _qwen2(
-    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, rows: int, tied: bool, context: int = 32768
-) -> DecoderSpec:
-    head_dim = hidden // heads
-    return DecoderSpec(
-        architecture="qwen2",
-        vocab_size=rows,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        rotary_dim=head_dim,
-        rope_theta=1e6,
-        norm_eps=1e-6,
-        max_position_embeddings=context,
-        qkv_bias=True,
-        tied_embeddings=tied,
-    )
-
-
 _QWEN2_SPECIAL_START = 151643
 SPECS: dict[str, SynthSpec] = {
     name: SynthSpec(FastViTHDSpec(), decoder, 1024, _QWEN2_SPECIAL_START)
     for name, decoder in (
-        ("fastvlm-0.5b", _qwen2(896, 4864, 24, 14, 2, 151936, True)),
-        ("fastvlm-1.5b", _qwen2(1536, 8960, 28, 12, 2, 151936, True)),
-        ("fastvlm-7b", _qwen2(3584, 18944, 28, 28, 4, 152064, False)),
+        ("fastvlm-0.5b", sized("qwen2", 151936, 896, 4864, 24, 14, 2)),
+        ("fastvlm-1.5b", sized("qwen2", 151936, 1536, 8960, 28, 12, 2)),
+        ("fastvlm-7b", sized("qwen2", 152064, 3584, 18944, 28, 28, 4, tied=False)),
     )
 }
 #: Checkpoints of other families, and the module whose `write` makes them.
@@ -91,7 +66,7 @@ _OTHERS = {
 NAMES = (*SPECS, *_OTHERS)
 _TINY = SynthSpec(
     encoder=FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(12, 24, 48, 96, 192), squeeze_channels=24),
-    decoder=_qwen2(128, 256, 2, 4, 2, ROWS, True, context=2048),
+    decoder=sized("qwen2", ROWS, 128, 256, 2, 4, 2, context=2048),
     resolution=256,
     special_start=ROWS - len(SPECIAL_TOKENS),
 )
@@ -204,7 +179,7 @@ def weight_moments(name: str, shape: tuple[int, ...], spec: SynthSpec) -> tuple[
     if name.endswith(("bias", "running_mean")):
         return 0.0, 0.01
     if name.endswith(("embed_tokens.weight", "lm_head.weight")):
-        return 0.0, math.sqrt(_ROW_LEVEL)
+        return 0.0, math.sqrt(ROW_LEVEL)
     fan_in = math.prod(shape[1:])
     if name.endswith("head.proj"):
         return 0.0, 1 / math.sqrt(shape[0])
@@ -215,12 +190,12 @@ def weight_moments(name: str, shape: tuple[int, ...], spec: SynthSpec) -> tuple[
         # Pixels have a second moment of a third; the stream, after two GELUs of signals of mixed size, about a sixth.
         gain = 3.0 if "patch_embed" in name else 3.5
     elif name.endswith(("fc2.weight", "proj.1.reparam_conv.weight")) or "patch_embed" in name:
-        gain = _AFTER_GELU
+        gain = AFTER_GELU
     elif name.endswith("mm_projector.2.weight"):
         # Image embeddings about as large as the rows of the embedding; the encoder's features are well below one.
-        gain = 8 * _AFTER_GELU * _ROW_LEVEL
+        gain = 8 * AFTER_GELU * ROW_LEVEL
     elif name.endswith(("o_proj.weight", "down_proj.weight")):
-        gain = _ROW_LEVEL / (2 * spec.decoder.num_hidden_layers)
+        gain = ROW_LEVEL / (2 * spec.decoder.num_hidden_layers)
     return 0.0, math.sqrt(gain / fan_in)
 
 

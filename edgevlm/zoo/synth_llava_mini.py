@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from edgevlm.atomic import write_text
-from edgevlm.errors import InputError
 from edgevlm.progress import Report
 from edgevlm.spec import MlpProjectorSpec, RopeScaling, VisionSpec, VitSpec
-from edgevlm.zoo import synth_llava
 from edgevlm.zoo.random_weights import write_random
-from edgevlm.zoo.synth_llava import LlavaSynth
+from edgevlm.zoo.synth_llava_files import special_tokenizer
+from edgevlm.zoo.synth_llava_sizes import SPECS as LLAVA_SPECS
+from edgevlm.zoo.synth_llava_sizes import LlavaSynth, check_resolution
+from edgevlm.zoo.synth_llava_tensors import layout as llava_layout
+from edgevlm.zoo.synth_llava_tensors import moments as llava_moments
 from edgevlm.zoo.tokenizer import ROWS
 
 #: Layers of the pre-fusion, and of the queries' grid one side (the compressor gives its square).
@@ -47,7 +49,7 @@ def _sized(published: LlavaSynth, **decoder: Any) -> LlavaSynth:
     return replace(published, vision=vision, decoder=spec)
 
 
-_LLAVA = synth_llava.SPECS["llava-1.5-7b"]
+_LLAVA = LLAVA_SPECS["llava-1.5-7b"]
 SPECS: dict[str, LlavaSynth] = {
     "llava-mini-8b": replace(
         _sized(
@@ -64,7 +66,7 @@ SPECS: dict[str, LlavaSynth] = {
     "llava-mini-qwen-0.5b": replace(
         _LLAVA,
         vision=replace(_LLAVA.vision, projector=MlpProjectorSpec(896)),
-        decoder=replace(synth_llava.SPECS["llava-onevision-0.5b"].decoder, vocab_size=151936),
+        decoder=replace(LLAVA_SPECS["llava-onevision-0.5b"].decoder, vocab_size=151936),
         special_start=151643,
     ),
 }
@@ -85,17 +87,14 @@ def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | N
         InputError: another resolution.
     """
     spec = tiny_spec(SPECS[name]) if tiny else SPECS[name]
-    if resolution not in (None, spec.vision.image_size):
-        raise InputError(
-            f"{name} is published for {spec.vision.image_size} pixels", "zoo synth", "leave --resolution out"
-        )
+    check_resolution(name, spec, resolution)
     offsets, stops = _SPECIAL[spec.decoder.architecture]
     ids = {token: spec.special_start + offset for token, offset in offsets.items()}
     stop_ids = [spec.special_start + stop for stop in stops]
     write_text(folder / "config.json", json.dumps(configuration(spec, stop_ids), indent=2) + "\n")
     write_text(folder / "generation_config.json", json.dumps({"do_sample": False, "eos_token_id": stop_ids}) + "\n")
     write_text(folder / "tokenizer_config.json", json.dumps({"model_max_length": _context(spec)}) + "\n")
-    write_text(folder / "tokenizer.json", synth_llava.special_tokenizer(ids))
+    write_text(folder / "tokenizer.json", special_tokenizer(ids))
     _write_shards(folder, layout(spec), spec, seed, report)
 
 
@@ -103,7 +102,7 @@ def layout(spec: LlavaSynth) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The role (the IR's name, as far as it has one) and the shape of each tensor by its published name."""
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     fusion: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, (role, shape) in synth_llava.layout(spec).items():
+    for name, (role, shape) in llava_layout(spec).items():
         published = (
             name.replace("model.language_model.", "model.")
             .replace("model.vision_tower.", _TOWER)
@@ -144,7 +143,7 @@ def moments(role: str, shape: tuple[int, ...], spec: LlavaSynth) -> tuple[float,
             return 0.0, 0.7
         # Sharp enough that a query looks at some patches, not at their mean.
         return 0.0, math.sqrt((3.0 if "in_proj" in role else 1.0) / shape[1])
-    mean, std = synth_llava.moments(role.replace("fusion.", "decoder.", 1), shape, spec)
+    mean, std = llava_moments(role.replace("fusion.", "decoder.", 1), shape, spec)
     if role.startswith("fusion.") and role.endswith(("o_proj.weight", "down_proj.weight")):
         # The few layers of the fusion change what goes through them as much as the whole decoder does.
         std *= math.sqrt(spec.decoder.num_hidden_layers / _FUSION_LAYERS)

@@ -7,7 +7,7 @@ configuration files, and a tokenizer whose special tokens have their published i
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,11 @@ from edgevlm.models.fastvlm import CHAT_TEMPLATE
 from edgevlm.models.qwen2_vision import Qwen2Vision
 from edgevlm.progress import Report
 from edgevlm.spec import DecoderSpec, Qwen2VisionSpec
-from edgevlm.zoo.random_weights import write_random
+from edgevlm.zoo.random_weights import AFTER_GELU, ROW_LEVEL, write_random
 from edgevlm.zoo.synth import padded_tokenizer
+from edgevlm.zoo.synth_decoders import sized
 from edgevlm.zoo.tokenizer import ROWS, SPECIAL_TOKENS
 
-# E[gelu(x)^2] of a unit normal x is 0.425: what follows a GELU needs this much more variance.
-_AFTER_GELU = 1 / 0.425
-# Second moment of an embedding row's elements, as in the other synthetic checkpoints.
-_ROW_LEVEL = 1 / 16
 #: In the order of their ids, from `<|endoftext|>` on.
 _SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
@@ -47,34 +44,20 @@ class Qwen2VlSynth:
     special_start: int
 
 
-def _decoder(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, rows: int) -> DecoderSpec:
-    head_dim = hidden // heads
-    return DecoderSpec(
-        architecture="qwen2vl",
-        vocab_size=rows,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        rotary_dim=head_dim,
-        rope_theta=1e6,
-        norm_eps=1e-6,
-        max_position_embeddings=32768,
-        qkv_bias=True,
-        rope_sections=(head_dim // 8, head_dim * 3 // 16, head_dim * 3 // 16),
-    )
+def _decoder(rows: int, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> DecoderSpec:
+    spec = sized("qwen2vl", rows, hidden, intermediate, layers, heads, kv_heads)
+    frequencies = spec.head_dim // 2
+    return replace(spec, rope_sections=(frequencies // 4, frequencies * 3 // 8, frequencies * 3 // 8))
 
 
 SPECS = {
     "qwen2-vl-2b": Qwen2VlSynth(
-        Qwen2VisionSpec(1280, 5120, 32, 16, 14, 2, 2), _decoder(1536, 8960, 28, 12, 2, 151936), 151643
+        Qwen2VisionSpec(1280, 5120, 32, 16, 14, 2, 2), _decoder(151936, 1536, 8960, 28, 12, 2), 151643
     )
 }
 _TINY_START = ROWS - len(SPECIAL_TOKENS)
 _TINY = Qwen2VlSynth(
-    Qwen2VisionSpec(64, 256, 2, 4, 14, 2, 2), _decoder(128, 256, 2, 4, 2, ROWS + len(_SPECIAL)), _TINY_START
+    Qwen2VisionSpec(64, 256, 2, 4, 14, 2, 2), _decoder(ROWS + len(_SPECIAL), 128, 256, 2, 4, 2), _TINY_START
 )
 
 
@@ -130,14 +113,14 @@ def moments(name: str, shape: tuple[int, ...], spec: Qwen2VlSynth) -> tuple[floa
     if name.endswith("bias"):
         return 0.0, 0.01
     if name.endswith("embed_tokens.weight"):
-        return 0.0, math.sqrt(_ROW_LEVEL)
+        return 0.0, math.sqrt(ROW_LEVEL)
     gain = 1.0
     if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
-        gain = (_AFTER_GELU if "fc2" in name else 1.0) / (2 * spec.encoder.num_hidden_layers)
+        gain = (AFTER_GELU if "fc2" in name else 1.0) / (2 * spec.encoder.num_hidden_layers)
     elif name.endswith("merger.mlp.2.weight"):
-        gain = _AFTER_GELU * _ROW_LEVEL
+        gain = AFTER_GELU * ROW_LEVEL
     elif name.endswith(("o_proj.weight", "down_proj.weight")):
-        gain = _ROW_LEVEL / (2 * spec.decoder.num_hidden_layers)
+        gain = ROW_LEVEL / (2 * spec.decoder.num_hidden_layers)
     return 0.0, math.sqrt(gain / math.prod(shape[1:]))
 
 

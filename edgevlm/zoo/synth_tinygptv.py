@@ -23,14 +23,10 @@ from edgevlm.atomic import write_text
 from edgevlm.errors import InputError
 from edgevlm.models.tinygptv_sources import SOURCES_FILE
 from edgevlm.progress import Report
-from edgevlm.zoo.random_weights import random_pieces, write_random
+from edgevlm.zoo.random_weights import AFTER_GELU, ROW_LEVEL, random_pieces, write_random
 from edgevlm.zoo.synth import padded_tokenizer
 from edgevlm.zoo.tokenizer import ROWS, SPECIAL_TOKENS
 
-# E[gelu(x)^2] of a unit normal x is 0.425: what follows a GELU needs this much more variance.
-_AFTER_GELU = 1 / 0.425
-# Second moment of an embedding row's elements, as in the other synthetic checkpoints.
-_ROW_LEVEL = 1 / 16
 _STAGE_PREFIX = "llama_model.base_model.model."
 _END = "<|endoftext|>"
 
@@ -209,26 +205,26 @@ def moments(name: str, shape: tuple[int, ...], spec: TinyGptvSynth) -> tuple[flo
     """Mean and standard deviation that keep the second moment of activations near constant through every block."""
     if name.endswith("post_layernorm.weight"):
         # The attention branch is normalised, so this norm alone decides what it adds to the stream.
-        return math.sqrt(_ROW_LEVEL / (2 * spec.layers)), 1e-3
+        return math.sqrt(ROW_LEVEL / (2 * spec.layers)), 1e-3
     if re.search(r"(norm\d?|LayerNorm|ln_vision)\.weight$", name):
         return 1.0, 0.02
     if name.endswith("bias") or name in ("cls_token", "pos_embed"):
         return 0.0, 0.01
     if name.endswith(("embed_tokens.weight", "lm_head.weight")):
-        return 0.0, math.sqrt(_ROW_LEVEL)
+        return 0.0, math.sqrt(ROW_LEVEL)
     if name.endswith("lora_B.weight"):
         return 0.0, 0.05
     if name == "query_tokens":
         return 0.0, 1.0
     gain = 1.0
     if name.startswith("blocks.") and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
-        gain = (_AFTER_GELU if "fc2" in name else 1.0) / (2 * spec.vision_layers)
+        gain = (AFTER_GELU if "fc2" in name else 1.0) / (2 * spec.vision_layers)
     elif name.endswith("mlp.fc2.weight"):
-        gain = _AFTER_GELU * _ROW_LEVEL / (2 * spec.layers)
+        gain = AFTER_GELU * ROW_LEVEL / (2 * spec.layers)
     elif name.endswith("output_query.dense.weight"):
-        gain = _AFTER_GELU
+        gain = AFTER_GELU
     elif name == "llama_proj2.weight":
-        gain = _ROW_LEVEL
+        gain = ROW_LEVEL
     return 0.0, math.sqrt(gain / math.prod(shape[1:]))
 
 

@@ -11,7 +11,10 @@ from edgevlm.errors import InputError
 from edgevlm.models import load
 from edgevlm.spec import VitSpec
 from edgevlm.zoo.synth import synth
-from edgevlm.zoo.synth_llava import SPECS, configuration, layout, special_ids, write
+from edgevlm.zoo.synth_llava import write
+from edgevlm.zoo.synth_llava_files import configuration
+from edgevlm.zoo.synth_llava_sizes import SPECS, special_ids
+from edgevlm.zoo.synth_llava_tensors import layout
 
 #: What transformers builds and published checkpoints do not hold or do not need: SigLIP's pooling head, buffers, and
 #: the tied head.
