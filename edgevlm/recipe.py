@@ -27,6 +27,7 @@ class VerifyThresholds(BaseModel):
     top1_agreement: float | None = Field(default=None, ge=0, le=1)
     token_agreement: float | None = Field(default=None, ge=0, le=1)
     fusion_cosine: float | None = Field(default=None, ge=0, le=1)
+    kept_tokens: float | None = Field(default=None, ge=0, le=1)
 
 
 class PassEntry(BaseModel):

@@ -29,6 +29,7 @@ VERBS = {
     "inspect": "Show what is in a bundle.",
     "bench": "Measure speed, memory and accuracy of bundles.",
     "models": "List the models that can be exported.",
+    "pruners": "List the methods that make visual tokens fewer.",
     "zoo": "Make reference checkpoints and test images.",
     "doctor": "Check this machine and its runtimes.",
 }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgevlm.models.taps import Record, Taps
 from edgevlm.spec import FastViTHDSpec
 
 BATCHNORM_EPS = 1e-5
@@ -96,12 +97,14 @@ class SpatialAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, record: Record | None = None) -> Tensor:
         """Keeps the shape `[B, C, H, W]`."""
         channels, height, width = x.shape[1], x.shape[2], x.shape[3]
         tokens = x.flatten(2).transpose(1, 2)
         qkv = self.qkv(tokens).reshape(-1, height * width, 3, self.heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if record is not None:
+            record(query, key)
         mixed = F.scaled_dot_product_attention(query, key, value)
         mixed = self.proj(mixed.transpose(1, 2).reshape(-1, height * width, channels))
         return mixed.transpose(1, 2).reshape(-1, channels, height, width)  # type: ignore[no-any-return]
@@ -118,10 +121,20 @@ class AttentionBlock(nn.Module):
         self.layer_scale_1 = nn.Parameter(torch.ones(channels, 1, 1))
         self.layer_scale_2 = nn.Parameter(torch.ones(channels, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, record: Record | None = None) -> Tensor:
         """Keeps the shape `[B, C, H, W]`."""
-        x = x + self.layer_scale_1 * self.token_mixer(self.norm(x))
+        x = x + self.layer_scale_1 * self.token_mixer(self.norm(x), record)
         return x + self.layer_scale_2 * self.convffn(x)  # type: ignore[no-any-return]
+
+
+class AttentionStage(nn.Sequential):
+    """Attention blocks, one after the other."""
+
+    def forward(self, x: Tensor, taps: Taps | None = None) -> Tensor:
+        """Keeps the shape `[B, C, H, W]`."""
+        for index, block in enumerate(self):
+            x = block(x) if taps is None else block(x, taps.recorder(index - len(self)))
+        return x
 
 
 class LargeKernelConv(nn.Module):
@@ -200,23 +213,26 @@ class FastViTHD(nn.Module):
                 network.append(Downsample(dims[index - 1], dim))
             if attention:
                 network.append(ReparamConv(dim, dim, 7, groups=dim))
-            blocks: list[nn.Module] = [
-                AttentionBlock(dim, spec.mlp_ratio, spec.head_dim, batchnorm=batchnorm)
-                if attention
-                else RepMixerBlock(dim, spec.mlp_ratio, batchnorm=batchnorm)
-                for _ in range(depth)
-            ]
-            network.append(nn.Sequential(*blocks))
+                size = (dim, spec.mlp_ratio, spec.head_dim)
+                network.append(AttentionStage(*(AttentionBlock(*size, batchnorm=batchnorm) for _ in range(depth))))
+            else:
+                blocks = (RepMixerBlock(dim, spec.mlp_ratio, batchnorm=batchnorm) for _ in range(depth))
+                network.append(nn.Sequential(*blocks))
         self.network = nn.ModuleList(network)
         self.conv_exp = Expansion(dims[-1], spec.output_size, spec.squeeze_channels)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels `[B, 3, H, W]` to features `[B, N, C]`."""
+    def forward(self, pixels: Tensor, taps: Taps | None = None) -> Tensor:
+        """Pixels `[B, 3, H, W]` to features `[B, N, C]`; leaves in `taps` what it asks for of the last stage.
+
+        Only there the map is that of the features, since the layer behind it keeps their places.
+        """
         x = pixels
         for conv in self.patch_embed:
             x = F.gelu(conv(x))
-        for block in self.network:
+        *before, last = self.network
+        for block in before:
             x = block(x)
+        x = last(x, taps)
         return self.conv_exp(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 

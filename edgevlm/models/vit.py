@@ -1,7 +1,8 @@
 """The vision transformer (arXiv 2010.11929) in the forms that VLMs use: CLIP's, SigLIP's, InternViT, EVA.
 
-In: pixels `[B, 3, R, R]`, normalised. Out: features `[B, N, C]`, the class token first where it is kept. What differs
-is a field of `VitSpec`. The sequence is always: patches, (class token), positions, (norm), layers, (norm).
+In: pixels `[B, 3, R, R]`, normalised. Out: features `[B, N, C]`, the class token first where it is kept, and what a
+reducer of tokens asks for (`edgevlm.models.taps`). What differs is a field of `VitSpec`. The sequence is always:
+patches, (class token), positions, (norm), layers, (norm).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgevlm.models.taps import Record, Taps
 from edgevlm.spec import VitSpec
 
 
@@ -21,7 +23,9 @@ def activate(x: Tensor, kind: str) -> Tensor:
 
 
 class VitAttention(nn.Module):
-    """Full multi-head self-attention."""
+    """Multi-head self-attention, full unless `causal`."""
+
+    causal = False
 
     def __init__(self, spec: VitSpec) -> None:
         super().__init__()
@@ -31,14 +35,17 @@ class VitAttention(nn.Module):
         self.v_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=spec.qkv_bias)
         self.out_proj = nn.Linear(spec.hidden_size, spec.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, record: Record | None = None) -> Tensor:
         """Keeps the shape `[B, N, C]`."""
         batch, _, channels = x.shape
 
         def split(y: Tensor) -> Tensor:
             return y.view(batch, -1, self.heads, channels // self.heads).transpose(1, 2)
 
-        mixed = F.scaled_dot_product_attention(split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x)))
+        query, key = split(self.q_proj(x)), split(self.k_proj(x))
+        if record is not None:
+            record(query, key)
+        mixed = F.scaled_dot_product_attention(query, key, split(self.v_proj(x)), is_causal=self.causal)
         return self.out_proj(mixed.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
 
@@ -58,9 +65,9 @@ class VitLayer(nn.Module):
             self.scale2 = nn.Parameter(torch.ones(spec.hidden_size))
         self.scaled = spec.layer_scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, record: Record | None = None) -> Tensor:
         """Keeps the shape `[B, N, C]`."""
-        mixed = self.attention(self.norm1(x))
+        mixed = self.attention(self.norm1(x), record)
         x = x + (mixed * self.scale1 if self.scaled else mixed)
         hidden = self.fc2(activate(self.fc1(self.norm2(x)), self.activation))
         return x + hidden * self.scale2 if self.scaled else x + hidden  # type: ignore[no-any-return]
@@ -81,14 +88,16 @@ class Vit(nn.Module):
         self.layers = nn.ModuleList([VitLayer(spec) for _ in range(spec.num_hidden_layers)])
         self.post_norm = nn.LayerNorm(width, eps=spec.norm_eps) if spec.post_norm else nn.Identity()
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels `[B, 3, R, R]` to features `[B, N, C]`."""
+    def forward(self, pixels: Tensor, taps: Taps | None = None) -> Tensor:
+        """Pixels `[B, 3, R, R]` to features `[B, N, C]`; leaves in `taps` what it asks for."""
         x = self.patch(pixels).flatten(2).transpose(1, 2)
         if self.spec.class_token:
             x = torch.cat((self.class_token.expand(x.shape[0], 1, -1), x), dim=1)
         x = self.pre_norm(x + self.positions)
-        for layer in self.layers:
-            x = layer(x)
+        for index, layer in enumerate(self.layers):
+            x = layer(x) if taps is None else layer(x, taps.recorder(index - len(self.layers)))
+        if taps is not None and self.spec.class_token:
+            taps.class_feature = self.post_norm(x[:, :1])
         if self.spec.class_token and not self.spec.keep_class_token:
             x = x[:, 1:]
         return self.post_norm(x)  # type: ignore[no-any-return]

@@ -21,26 +21,39 @@ from edgevlm.models.fusion import Fusion
 from edgevlm.models.llava_mini_vision import CompressedVit
 from edgevlm.models.projector import build_projector, pixel_shuffle
 from edgevlm.models.qwen2_vision import Qwen2Vision
+from edgevlm.models.taps import Taps, TokenReducer
 from edgevlm.models.tensors import assign
 from edgevlm.models.vit import Vit, resize_positions
 from edgevlm.spec import CompressedVitSpec, EncoderSpec, FastViTHDSpec, ModelSpec, Qwen2VisionSpec, VitSpec
 
 
 class VisionModel(nn.Module):
-    """Encoder and projector: pixels `[B, 3, H, W]` to image embeddings `[B, N, H]`."""
+    """Encoder and projector, and a reducer of tokens before or behind the projector where a pass put one."""
 
-    def __init__(self, encoder: nn.Module, projector: nn.Module, shuffle: int = 1) -> None:
+    def __init__(
+        self, encoder: nn.Module, projector: nn.Module, shuffle: int = 1, reducer: TokenReducer | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
         self.shuffle = shuffle
+        self.reducer = reducer
 
     def forward(self, pixels: Tensor, grid: Tensor | None = None) -> Tensor:
         """Pixels `[B, 3, H, W]`, or patches `[P, V]` and their grid, to image embeddings `[B, N, H]`."""
-        features = self.encoder(pixels) if grid is None else self.encoder(pixels, grid)
+        reducer = self.reducer
+        taps = Taps(()) if reducer is None else Taps(reducer.layers)
+        if taps.layers:
+            features = self.encoder(pixels, taps)
+        else:
+            features = self.encoder(pixels) if grid is None else self.encoder(pixels, grid)
         if self.shuffle > 1:
             features = pixel_shuffle(features, self.shuffle)
-        return self.projector(features)  # type: ignore[no-any-return]
+        if reducer is None:
+            return self.projector(features)  # type: ignore[no-any-return]
+        if reducer.before_projector:
+            return self.projector(reducer(features, taps))  # type: ignore[no-any-return]
+        return reducer(self.projector(features), taps)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

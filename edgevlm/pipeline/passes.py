@@ -25,6 +25,7 @@ from edgevlm.spec import ModelSpec
 
 #: Name -> module and class. A new pass is a class and a line here.
 PASSES: dict[str, str] = {
+    "prune_tokens": "edgevlm.pruning.tokens.prune_tokens:PruneTokens",
     "prune_weights": "edgevlm.pruning.weights.sparsify:PruneWeights",
     "shortgpt": "edgevlm.pruning.weights.shortgpt:ShortGpt",
     "ffn_width": "edgevlm.pruning.weights.ffn_width:FfnWidth",

@@ -4,6 +4,8 @@ In: the original `VlmModel`, the bundle's folder, and thresholds. Out: one `Pari
 fixed: two generated images and four questions about each. Metrics:
 
 - vision, cosine: of the image features, the smaller of the two images;
+- vision, kept tokens, where tokens are pruned: the share of the original's that the bundle kept too, whose cosine is
+  then that above;
 - fusion, cosine, for models that have one: of the fused prompts, with the original's image features, the smallest of
   eight;
 - decoder, logits cosine: after each prompt, with the original's image features or fused prompt, the mean of eight;
@@ -32,10 +34,13 @@ from edgevlm.exporters.base import Precision, Progress
 from edgevlm.imageio import load_image
 from edgevlm.models.footprint import release
 from edgevlm.models.vlm import VlmModel
+from edgevlm.pipeline.alignment import aligned
 from edgevlm.preprocess import PreparedImage, normalise, prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.recipe import VerifyThresholds
 from edgevlm.runtimes.base import Segment
+from edgevlm.runtimes.dropped import DroppedPlaces
+from edgevlm.runtimes.positions import flat
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.scenes import scenes
 
@@ -56,20 +61,22 @@ class Thresholds:
     top1_agreement: float
     token_agreement: float
     fusion_cosine: float
+    kept_tokens: float
 
 
-#: By the precision of the decoder; `vision_cosine` is looked up by that of the vision tower.
+#: By the precision of the decoder; `vision_cosine` and `kept_tokens` are looked up by that of the vision tower.
 THRESHOLDS: dict[Precision, Thresholds] = {
-    "fp32": Thresholds(0.9999, 0.9999, 1.0, 1.0, 0.9999),
-    "fp16": Thresholds(0.999, 0.999, 1.0, 0.9, 0.999),
-    "int8": Thresholds(0.99, 0.99, 0.875, 0.75, 0.99),
-    "int4": Thresholds(0.9, 0.9, 0.625, 0.5, 0.9),
+    "fp32": Thresholds(0.9999, 0.9999, 1.0, 1.0, 0.9999, 0.95),
+    "fp16": Thresholds(0.999, 0.999, 1.0, 0.9, 0.999, 0.9),
+    "int8": Thresholds(0.99, 0.99, 0.875, 0.75, 0.99, 0.75),
+    "int4": Thresholds(0.9, 0.9, 0.625, 0.5, 0.9, 0.5),
 }
 
 
 def thresholds(decoder: Precision, vision: Precision, overrides: VerifyThresholds) -> Thresholds:
     """The table's row for these precisions, with the recipe's overrides."""
-    table = replace(THRESHOLDS[decoder], vision_cosine=THRESHOLDS[vision].vision_cosine)
+    seen = THRESHOLDS[vision]
+    table = replace(THRESHOLDS[decoder], vision_cosine=seen.vision_cosine, kept_tokens=seen.kept_tokens)
     given = {name: value for name, value in overrides.model_dump().items() if value is not None}
     return Thresholds(**{**vars(table), **given})
 
@@ -117,14 +124,20 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
     else:
         given = _spliced(prompts, _image_parts(model, images, features))
     first, agreed = _reference_answers(model, given, answers)
+    pairs = list(zip(found, features, strict=True))
+    kept = 1.0
+    if model.spec.vision.reducer is not None:
+        pairs, kept = _kept_by_both(pairs)
     values = {
-        ("vision", "vision_cosine"): min(cosine(a, b) for a, b in zip(found, features, strict=True)),
+        ("vision", "vision_cosine"): min(cosine(a, b) for a, b in pairs),
         ("decoder", "logits_cosine"): float(np.mean([cosine(a, b) for a, b in zip(logits, first, strict=True)])),
         ("decoder", "top1_agreement"): float(np.mean(logits.argmax(-1) == first.argmax(-1))),
         ("bundle", "token_agreement"): sum(agreed) / sum(map(len, answers)),
     }
     if fused:
         values["fusion", "fusion_cosine"] = min(cosine(a, b) for a, b in zip(found_fused, fused, strict=True))
+    if model.spec.vision.reducer is not None:
+        values["vision", "kept_tokens"] = kept
     progress(3, 3, "verified")
     return [
         ParityResult(
@@ -136,6 +149,20 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
         )
         for (stage, metric), value in values.items()
     ]
+
+
+def _kept_by_both(
+    pairs: list[tuple[reference.Float32, reference.Float32]],
+) -> tuple[list[tuple[reference.Float32, reference.Float32]], float]:
+    """Of the features `[T, K, H]` of each image those tokens that both kept, and the least share of them in a tile."""
+    matched, shares = [], []
+    for found, wanted in pairs:
+        places = [aligned(a, b) for a, b in zip(found, wanted, strict=True)]
+        shares += [len(places_found) / found.shape[1] for places_found, _ in places]
+        ours = np.concatenate([rows[places_found] for rows, (places_found, _) in zip(found, places, strict=True)])
+        theirs = np.concatenate([rows[places_wanted] for rows, (_, places_wanted) in zip(wanted, places, strict=True)])
+        matched.append((ours, theirs))
+    return matched, min(shares)
 
 
 def require(results: list[ParityResult], where: str) -> None:
@@ -202,15 +229,16 @@ def _reference_answers(
 
     One pass over prompt and answer together: the logits before each answer token tell what the original chose there.
     """
-    sequences, counts = [], []
+    sequences, counts, images = [], [], []
     for prompt, answer in zip(prompts, answers, strict=True):
+        images.append(tuple(DroppedPlaces(model.spec.decoder.token_drop).image_starts(flat(prompt)).tolist()))
         said = [np.array(answer[:-1], np.int32)] if len(answer) > 1 else []
         parts = [*prompt, *said]
         sequences.append(
             [part if part.ndim > 1 else reference.token_embeddings(model, part.tolist()) for part in parts]
         )
         counts.append(len(answer))
-    logits = reference.last_logits(model, sequences, counts)
+    logits = reference.last_logits(model, sequences, counts, images)
     agreed = []
     for rows, answer in zip(logits, answers, strict=True):
         same = rows.argmax(-1) == np.array(answer)

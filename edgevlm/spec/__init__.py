@@ -29,6 +29,7 @@ from edgevlm.spec.vision import (
     ProjectorSpec,
     QFormerSpec,
     Qwen2VisionSpec,
+    ReducerSpec,
     VisionSpec,
     VitSpec,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "PromptSpec",
     "QFormerSpec",
     "Qwen2VisionSpec",
+    "ReducerSpec",
     "RopeScaling",
     "RowsLayout",
     "SplitTiles",

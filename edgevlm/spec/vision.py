@@ -219,6 +219,21 @@ ProjectorSpec: TypeAlias = MlpProjectorSpec | LinearProjectorSpec | QFormerSpec 
 
 
 @dataclass(frozen=True)
+class ReducerSpec:
+    """What makes the embeddings of a square fewer, inside the vision graph (`edgevlm.pruning.tokens`).
+
+    Attributes:
+        name: of the method.
+        keep: embeddings that are left.
+        options: names and values of the method's options.
+    """
+
+    name: str
+    keep: int
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class VisionSpec:
     """The vision side: a square of `image_size` pixels in, `image_tokens` embeddings out.
 
@@ -226,6 +241,7 @@ class VisionSpec:
 
     Attributes:
         pixel_shuffle: features of a square of so many by so many patches are joined into one before the projector.
+        reducer: leaves fewer embeddings; None keeps all.
     """
 
     encoder: EncoderSpec
@@ -233,6 +249,7 @@ class VisionSpec:
     image_size: int
     image_tokens: int
     pixel_shuffle: int = 1
+    reducer: ReducerSpec | None = None
 
     @property
     def stride(self) -> int:
@@ -246,6 +263,8 @@ class VisionSpec:
 
     def tokens_at(self, resolution: int) -> int:
         """Image embeddings of a square of `resolution` pixels a side."""
+        if self.reducer is not None:
+            return self.reducer.keep
         if isinstance(self.projector, QFormerSpec):
             return self.projector.num_queries
         if isinstance(self.projector, LdpSpec):
@@ -253,7 +272,7 @@ class VisionSpec:
         patches = (resolution // self.stride) ** 2
         if isinstance(encoder := self.encoder, CompressedVitSpec):
             return encoder.parts * patches + encoder.queries
-        return patches
+        return patches + 1 if isinstance(encoder, VitSpec) and encoder.keep_class_token else patches
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

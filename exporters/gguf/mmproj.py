@@ -78,6 +78,8 @@ def projector_kind(spec: ModelSpec) -> Kind | None:
 
 def supports(spec: ModelSpec) -> str | None:
     """Why this vision side cannot become an mmproj, or None."""
+    if spec.vision.reducer is not None:
+        return f"llama.cpp's image support cannot leave out tokens as {spec.vision.reducer.name} does"
     if projector_kind(spec) is None:
         return "llama.cpp has no graph for this vision side; export without --mmproj"
     return None

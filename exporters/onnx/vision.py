@@ -23,13 +23,13 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnxscript import opset20 as op
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from edgevlm._version import __version__
 from edgevlm.exporters.onnx.external import ExternalData
+from edgevlm.exporters.onnx.vision_ops import TRANSLATIONS
 from edgevlm.models.llava_mini_vision import CompressedVit
 from edgevlm.models.qwen2_vision import Qwen2Vision
 from edgevlm.models.vlm import VisionModel
@@ -75,7 +75,8 @@ def trace_vision(vision: VisionModel, resolution: int) -> ir.Model:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     module = _without_weights(vision, mode)
     parts = encoder.spec.parts if isinstance(encoder := vision.encoder, CompressedVit) else 1
-    inputs: tuple[Tensor, ...] = (torch.zeros(1, 3, parts * resolution, resolution),)
+    # A batch of 1 would be taken for a constant wherever it is broadcast.
+    inputs: tuple[Tensor, ...] = (torch.zeros(2, 3, parts * resolution, resolution),)
     shapes: tuple[dict[int, Any], ...] = ({0: "batch_size"},)
     if isinstance(encoder, Qwen2Vision):
         side, square = 2 * encoder.spec.merge_size, encoder.spec.merge_size**2
@@ -90,7 +91,7 @@ def trace_vision(vision: VisionModel, resolution: int) -> ir.Model:
             input_names=["pixel_values", "image_grid_thw"][: len(inputs)],
             output_names=["image_features"],
             dynamic_shapes=shapes,
-            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
+            custom_translation_table=TRANSLATIONS,
             verbose=False,
             optimize=False,
         )
@@ -136,24 +137,6 @@ def _lazy(tensor: Tensor, name: str, *, transposed: bool) -> ir.LazyTensor:
 
     shape = tensor.shape[::-1] if transposed else tensor.shape
     return ir.LazyTensor(read, dtype, ir.Shape(shape), name=name)
-
-
-def _attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """Unmasked attention of `[B, heads, N, D]` with a static D; torch's own translation asks for shapes at run time."""
-    if attn_mask is not None or is_causal or dropout_p or enable_gqa:
-        raise NotImplementedError("vision attention is full and unmasked")
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = op.MatMul(op.Mul(query, op.Constant(value_float=scale)), op.Transpose(key, perm=[0, 1, 3, 2]))
-    return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
 def _strip(model: ir.Model) -> None:

@@ -1,0 +1,46 @@
+"""Choosing tokens in a graph: indexes by score, rows by index, and the same choice in torch and ONNX Runtime.
+
+`torch.topk` leaves open which of equal scores it takes; a stable sort takes the first, as ONNX's TopK does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def ranked(scores: Tensor) -> Tensor:
+    """Indexes `[B, N]` from the highest score to the lowest, those of equal scores in their order."""
+    return torch.sort(scores, dim=-1, descending=True, stable=True).indices
+
+
+def ascending(indices: Tensor) -> Tensor:
+    """Indexes in their order."""
+    return torch.sort(indices, dim=-1, stable=True).values
+
+
+def top(scores: Tensor, keep: int) -> Tensor:
+    """Indexes `[B, keep]` of the highest of the scores `[B, N]`, ascending."""
+    return ascending(ranked(scores)[:, :keep])
+
+
+def split(scores: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Indexes of the highest scores and of all others, both ascending."""
+    order = ranked(scores)
+    return ascending(order[:, :keep]), ascending(order[:, keep:])
+
+
+def take(x: Tensor, indices: Tensor) -> Tensor:
+    """Rows `[B, K, C]` of `[B, N, C]`."""
+    return torch.gather(x, 1, indices[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def one_hot(indices: Tensor, size: int) -> Tensor:
+    """Indexes `[B, K]` as float32 `[B, K, size]`."""
+    return (indices[..., None] == torch.arange(size, device=indices.device)).float()
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1; a row of zeros stays."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp(min=1e-12)

@@ -1,0 +1,99 @@
+"""All reducers in one graph: ONNX Runtime keeps the tokens that torch keeps, on 64 images, fp32 and stored in fp16."""
+
+import copy
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from reducer_models import CLIP, FASTVITHD, SIGLIP, reducer, vision_model, vision_spec
+from torch import Tensor, nn
+
+from edgevlm.exporters.onnx.external import ExternalData
+from edgevlm.exporters.onnx.vision import trace_vision, write_vision
+from edgevlm.models.taps import Taps, TokenReducer
+from edgevlm.models.vlm import VisionModel
+from edgevlm.pruning.tokens import REDUCERS
+from edgevlm.quant.schemes import Precision, vision_scheme
+from edgevlm.spec import VisionSpec
+from edgevlm.zoo.scenes import scenes
+
+IMAGES, KEEP = 64, 9
+WITHOUT_CLASS = [name for name, cls in REDUCERS.items() if name != "resolution" and not cls.uses_cls]
+EVERY = [name for name in REDUCERS if name != "resolution"]
+
+
+class Together(TokenReducer):
+    """What each reducer makes of the same tokens, one after the other, so that one trace serves all."""
+
+    before_projector = True
+
+    def __init__(self, spec: VisionSpec, names: Sequence[str]) -> None:
+        super().__init__()
+        self.reducers = nn.ModuleDict({name.replace("-", "_"): reducer(name, spec, KEEP) for name in names})
+        self.layers = tuple({layer for each in self.reducers.values() for layer in each.layers})
+
+    def forward(self, x: Tensor, taps: Taps) -> Tensor:
+        return torch.cat([each(x, taps) for each in self.reducers.values()], dim=1)
+
+
+def as_stored(model: VisionModel, precision: Precision) -> VisionModel:
+    """The model with the weights that a graph of that precision holds."""
+    rounded = copy.deepcopy(model)
+    for weight in rounded.parameters():
+        if vision_scheme(tuple(weight.shape), precision) == "float16":
+            weight.copy_(weight.half())
+    return rounded
+
+
+@cache
+def pictures() -> list[Image.Image]:
+    """Scenes."""
+    found = {item.image_id: item.image for item in scenes("calibration", 6 * IMAGES)}
+    assert len(found) >= IMAGES
+    return [Image.fromarray(image) for image in found.values()][:IMAGES]
+
+
+def pixels(size: int) -> Tensor:
+    """Scenes `[64, 3, size, size]`, normalised."""
+    small = [picture.resize((size, size)) for picture in pictures()]
+    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "names", "precision"),
+    [
+        (vision_spec(CLIP), EVERY, "fp32"),
+        (vision_spec(CLIP), EVERY, "fp16"),
+        (vision_spec(CLIP, shuffle=2), ["fastervlm", "attention"], "fp16"),
+        (vision_spec(SIGLIP), WITHOUT_CLASS, "fp16"),
+        (vision_spec(FASTVITHD, side=4), WITHOUT_CLASS, "fp16"),
+    ],
+    ids=["clip-fp32", "clip-fp16", "clip-shuffled", "siglip", "fastvithd"],
+)
+def test_the_graph_keeps_what_torch_keeps(
+    spec: VisionSpec, names: list[str], precision: Precision, tmp_path: Path
+) -> None:
+    plain = vision_model(spec)
+    model = VisionModel(plain.encoder, plain.projector, plain.shuffle, Together(spec, names)).eval()
+    images = pixels(spec.image_size)
+    path = tmp_path / "vision.onnx"
+    with ExternalData(tmp_path / "vision.data") as data:
+        write_vision(trace_vision(model, spec.image_size), precision, path, data)
+    with torch.inference_mode():
+        wanted = as_stored(model, precision)(images).numpy()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options)
+    found = session.run(None, {"pixel_values": images.numpy()})[0]
+    assert found.shape == wanted.shape == (IMAGES, KEEP * len(names), 16)
+    for index, name in enumerate(names):
+        part = slice(KEEP * index, KEEP * (index + 1))
+        same = [np.allclose(a[part], b[part], rtol=1e-3, atol=1e-3) for a, b in zip(found, wanted, strict=True)]
+        assert all(same), f"{name}: {IMAGES - sum(same)} images differ"
+    spread = wanted[:, :KEEP].std(axis=1).mean()
+    assert spread > 0.05, "tokens so alike that another choice would not show"
