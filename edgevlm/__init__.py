@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from edgevlm.answer import Answer, AnswerStats, GenerationOptions
     from edgevlm.bundle import Bundle, open_bundle
     from edgevlm.errors import EdgeVLMError
-    from edgevlm.session import Chat, Session, Stream, load
+    from edgevlm.session import Chat, Session, load
+    from edgevlm.stream import Stream
 
 __all__ = [
     "Answer",
@@ -36,7 +37,8 @@ _MODULES = {
     "answer": ("Answer", "AnswerStats", "GenerationOptions"),
     "bundle": ("Bundle", "open_bundle"),
     "errors": ("EdgeVLMError",),
-    "session": ("Chat", "Session", "Stream", "load"),
+    "session": ("Chat", "Session", "load"),
+    "stream": ("Stream",),
 }
 
 

@@ -55,6 +55,8 @@ class ChildError(EngineError):
         output: the tail of what the child printed.
     """
 
+    usual_hint = ""
+
     def __init__(self, what: str, where: str, hint: str, kind: Kind, output: str = "", signal_name: str = "") -> None:
         super().__init__(what, where, hint)
         self.kind = kind

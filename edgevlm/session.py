@@ -17,21 +17,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgevlm.answer import Answer, AnswerStats, GenerationArguments, GenerationOptions
-from edgevlm.assembly import ImageAssembler
 from edgevlm.bundle import open_bundle
 from edgevlm.context import (
     Frames,
     Part,
     common_prefix,
-    image_parts,
     image_positions,
     join_frames,
     segments,
@@ -43,19 +40,18 @@ from edgevlm.feature_rows import load_newline
 from edgevlm.fusing import PromptFuser
 from edgevlm.generation import Generated, generate_tokens
 from edgevlm.imageio import ImageInput, load_image
-from edgevlm.preprocess import PreparedImage, normalise, prepare
+from edgevlm.preprocess import prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.runtimes.base import DecoderEngine, EngineOptions, EngineStats, Float32, FusionEngine, VisionEngine
 from edgevlm.runtimes.checks import check_fits
 from edgevlm.runtimes.select import open_decoder, open_fusion, open_vision
+from edgevlm.seeing import ImageReader
 from edgevlm.spec import ModelSpec
+from edgevlm.stream import Stream
 from edgevlm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_CACHED_IMAGES = 8
-
 
 #: One image, or several for one question.
 Images: TypeAlias = "ImageInput | Sequence[ImageInput]"
@@ -133,8 +129,7 @@ class Session:
         if spec.fusion is not None:
             assert fusion is not None, "a model with a fusion needs its engine"
             self._fuser = PromptFuser(spec.fusion, fusion, decoder)
-        self._assembler = ImageAssembler(spec, tokenizer, newline)
-        self._images: OrderedDict[bytes, list[Part]] = OrderedDict()
+        self._reader = ImageReader(spec, tokenizer, vision, newline)
         self._context: list[Part] = []
         self._busy = threading.Lock()
         self._closed = False
@@ -239,13 +234,13 @@ class Session:
             ids = tokenise()
             tiled = [prepare(load_image(image), self.spec.preprocess, len(images)) for image in images]
             placeholders = 1 if video else len(tiled)
-            reserved = total_positions(history) + len(ids) - placeholders + sum(map(self._assembler.positions, tiled))
+            reserved = total_positions(history) + len(ids) - placeholders + sum(map(self._reader.positions, tiled))
             check_fits(0, reserved, self._decoder.context_length)
             prepared = time.perf_counter()
             known = bool(tiled)
             encoded = []
             for image in tiled:
-                pieces, was_cached = self._encode(image, reuse=options.reuse)
+                pieces, was_cached = self._reader.read(image, reuse=options.reuse)
                 encoded.append(pieces)
                 known = known and was_cached
             if video:
@@ -296,23 +291,6 @@ class Session:
         if frames == 0:
             raise InputError("the video has no frames", "video", "give at least one")
 
-    def _encode(self, image: PreparedImage, *, reuse: bool) -> tuple[list[Part], bool]:
-        """What an image becomes in the context, from the cache if it is there; the oldest of eight leaves it."""
-        cached = self._images.get(image.key)
-        if cached is not None and reuse:
-            self._images.move_to_end(image.key)
-            return cached, True
-        features = self._vision.encode(normalise(image.tiles, self.spec.preprocess))
-        if self.spec.fusion is None:
-            parts = image_parts(self._assembler.pieces(features, image), image.key)
-        else:
-            parts = [Frames(image.key, tuple(features), self.spec.fusion.image_tokens)]
-        self._images[image.key] = parts
-        self._images.move_to_end(image.key)
-        if len(self._images) > _CACHED_IMAGES:
-            self._images.popitem(last=False)
-        return parts, False
-
     def _prefill(self, parts: list[Part], *, reuse: bool) -> tuple[Float32, int]:
         """Bring the key/value cache to hold `parts`; the logits of the last position, and positions that were there.
 
@@ -326,36 +304,6 @@ class Session:
         logits = self._decoder.prefill(segments(parts[keep:]))
         self._context = list(parts)
         return logits, reused
-
-
-class Stream(Iterator[str]):
-    """Pieces of an answer's text as they become certain. Exhaust it, or close it to stop early."""
-
-    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
-        self._pieces = pieces
-        self._answer: Answer | None = None
-
-    def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self._answer = self._answer or end.value
-            raise
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer.
-
-        Raises:
-            EdgeVLMError: the stream is not exhausted.
-        """
-        if self._answer is None:
-            raise EdgeVLMError("the stream has not ended", "stream", "iterate over it first")
-        return self._answer
-
-    def close(self) -> None:
-        """Stop generating; the session is free again, and the conversation is as it was before."""
-        self._pieces.close()
 
 
 class Chat:

@@ -31,7 +31,9 @@ def sample(frames: Sequence[Frame], seconds: Sequence[float], fps: float = 1.0) 
     if not frames:
         raise InputError("the video has no frames", "video", "give at least one")
     if len(frames) != len(seconds) or any(b < a for a, b in pairwise(seconds)):
-        raise InputError(f"{len(frames)} frames with {len(seconds)} times, or not in order", "video", "give a time for each")
+        raise InputError(
+            f"{len(frames)} frames with {len(seconds)} times, or not in order", "video", "give each a time"
+        )
     if not (math.isfinite(fps) and fps > 0):
         raise InputError(f"{fps} frames a second are out of range", "video", "give a number above 0")
     # A millionth of a tick makes up for rounding in times such as 1 / 30.
