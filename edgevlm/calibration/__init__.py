@@ -39,11 +39,13 @@ class Calibration:
     Attributes:
         samples: opens them anew, from the first.
         count: how many there are.
+        source: where they come from, as the user wrote it; passes that need more than `count` look there again.
         skipped: what could not be read, and why.
         memory: bytes that may be held in memory.
     """
 
     samples: Callable[[], Iterator[Sample]]
     count: int
+    source: str = ""
     skipped: tuple[str, ...] = ()
     memory: int = DEFAULT_MEMORY

@@ -59,7 +59,7 @@ def open_calibration(source: str, count: int, *, seed: int = 0, memory: int = DE
     if count <= 0:
         raise InputError(f"{count} calibration samples", "calibration", "give at least 1")
     if source == SCENES:
-        return Calibration(lambda: _scenes(count, seed), count, memory=memory)
+        return Calibration(lambda: _scenes(count, seed), count, source, memory=memory)
     path = Path(source)
     if path.is_dir():
         entries = _folder(path)
@@ -73,7 +73,7 @@ def open_calibration(source: str, count: int, *, seed: int = 0, memory: int = DE
     if not chosen:
         first = f": {skipped[0]}" if skipped else ""
         raise InputError(f"there is no calibration image that can be read{first}", source, _HINT)
-    return Calibration(lambda: map(_load, chosen), len(chosen), tuple(skipped), memory)
+    return Calibration(lambda: map(_load, chosen), len(chosen), source, tuple(skipped), memory)
 
 
 def _scenes(count: int, seed: int) -> Iterator[Sample]:

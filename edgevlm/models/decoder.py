@@ -176,6 +176,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList([DecoderLayer(spec) for _ in range(spec.num_hidden_layers)])
         self.norm = make_norm(spec.norm, spec.hidden_size, spec.norm_eps)
+        #: Which layer of the checkpoint's decoder each layer was.
+        self.origins = tuple(range(spec.num_hidden_layers))
         if not spec.tied_embeddings:
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=spec.head_bias)
 

@@ -29,6 +29,8 @@ PASSES: dict[str, str] = {
     "prune_weights": "edgevlm.pruning.weights.sparsify:PruneWeights",
     "shortgpt": "edgevlm.pruning.weights.shortgpt:ShortGpt",
     "ffn_width": "edgevlm.pruning.weights.ffn_width:FfnWidth",
+    "vocab": "edgevlm.pruning.weights.vocab:TrimVocabulary",
+    "heal": "edgevlm.pruning.weights.heal:Heal",
 }
 
 #: Why nothing of an earlier stage may follow a pass of this stage.

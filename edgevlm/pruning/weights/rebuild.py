@@ -38,6 +38,7 @@ def with_decoder(
     with torch.device("meta"):
         decoder = Decoder(spec)
     assign(decoder, tensors, "decoder.")
+    decoder.origins = tuple(model.decoder.origins[layer] for layer in layers)
     renamed_sources = {_renumbered(name, places): source for name, source in model.provenance.items()}
     return dataclasses.replace(
         model,

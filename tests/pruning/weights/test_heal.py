@@ -1,0 +1,214 @@
+"""Healing: what the student is taught, that zeros and shapes stay, that it learns, and that it can be stopped."""
+
+import copy
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pruned_models import run, scenes, silent, states_of
+
+from edgevlm.calibration import Calibration
+from edgevlm.calibration.answers import answer_rows
+from edgevlm.calibration.layers import run_through
+from edgevlm.calibration.scratch import Scratch
+from edgevlm.models import VlmModel, load, resolve
+from edgevlm.passes import PassContext
+from edgevlm.pruning.weights.heal import Heal, HealConfig, Trainer, teach
+from edgevlm.pruning.weights.shortgpt import ShortGpt, divergence
+from edgevlm.pruning.weights.sparsify import PruneWeights
+from edgevlm.pruning.weights.student import Student
+from edgevlm.pruning.weights.vocab import TrimVocabulary
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """States of runs go to a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield
+
+
+@pytest.fixture(scope="module")
+def nano() -> VlmModel:
+    return load(resolve("zoo:nano-fastvlm"))
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    return scenes(12)
+
+
+@pytest.fixture(scope="module")
+def short(nano: VlmModel, calibration: Calibration) -> VlmModel:
+    return run(ShortGpt, nano, calibration, layers=1)
+
+
+def trainer_of(original: VlmModel, pruned: VlmModel, calibration: Calibration, **fields: float) -> Trainer:
+    scratch = Scratch(1 << 30)
+    lesson = teach(original, pruned, states_of(original, calibration), scratch)
+    return Trainer(HealConfig.model_validate(fields), 0, pruned, lesson, 1 << 30)
+
+
+def heal(original: VlmModel, pruned: VlmModel, calibration: Calibration, **fields: float) -> VlmModel:
+    made = Heal(HealConfig.model_validate(fields), 0)
+    return made.run(pruned, PassContext(calibration, original, silent))
+
+
+def kl(original: VlmModel, pruned: VlmModel, calibration: Calibration) -> float:
+    """Of the answers' distributions, on the walk that other passes use."""
+    answers, found = states_of(original, calibration), states_of(original, calibration)
+    run_through(original.decoder, answers)
+    run_through(pruned.decoder, found)
+    with torch.no_grad():
+        return divergence(original.decoder, found, answers)
+
+
+@torch.no_grad()
+def test_losses_are_those_of_each_sample_alone(nano: VlmModel, short: VlmModel, calibration: Calibration) -> None:
+    """Batches are padded and the student is only layers; here both models run whole, sample by sample."""
+    trainer = trainer_of(nano, short, calibration)
+    batch = [0, 3, 7, 9]
+    start, (dropped,) = states_of(nano, calibration), set(range(4)) - set(short.decoder.origins)
+    teacher, student = copy.deepcopy(nano.decoder).float(), copy.deepcopy(short.decoder).float()
+    divergences, distances = [], []
+    for sample in batch:
+        states, sequence = start.states[sample][None], start.sequences[sample]
+        rows = answer_rows(sequence)
+        expected, _ = teacher(states, sequence.positions)
+        found, _ = student(states, sequence.positions)
+        p, q = expected[0, rows].log_softmax(1), found[0, rows].log_softmax(1)
+        divergences.append((p.exp() * (p - q)).sum(1))
+        behind = {}
+        for model, name in ((teacher, "teacher"), (student, "student")):
+            x = states
+            for index, layer in enumerate(model.layers):
+                x = layer(x, start.rotary(sample), None, None)[0]
+                behind[name, index] = x[0]
+        # The layer behind the gap (of the student: `dropped`), and the last.
+        pairs = {(dropped + 1, dropped), (3, 2)}
+        distances.append([
+            ((behind["student", s] - behind["teacher", t]).square().sum(1) / behind["teacher", t].square().sum(1))
+            for t, s in sorted(pairs)
+        ])  # fmt: skip
+    loss, distance = trainer._losses(batch)
+    assert float(loss) == pytest.approx(float(torch.cat(divergences).mean()), rel=1e-3)
+    each = [float(torch.cat(column).mean()) for column in zip(*distances, strict=True)]
+    assert float(distance) == pytest.approx(float(np.mean(each)), rel=1e-2)
+
+
+@pytest.mark.parametrize("rank", [None, 8])
+def test_a_student_starts_as_the_pruned_model(rank: int | None, short: VlmModel, calibration: Calibration) -> None:
+    student = Student(short.decoder, rank, 0)
+    start = states_of(short, calibration)
+    with torch.no_grad():
+        found = student(start.states[0][None], start.rotary(0))[-1][0]
+        tensors = student.weights()
+    run_through(short.decoder, start)
+    np.testing.assert_allclose(found, start.states[0], atol=1e-4)
+    stored = {n: v for n, v in short.decoder.state_dict().items() if n.startswith("layers.")}
+    assert tensors.keys() == stored.keys()
+    assert all(torch.equal(tensors[name], value.float()) for name, value in stored.items())
+    saving = Student(short.decoder, rank, 0, save_memory=True)
+    again = saving(start.states[1][None], start.rotary(1))[-1]
+    assert torch.equal(again, student(start.states[1][None], start.rotary(1))[-1])
+
+
+@pytest.mark.parametrize("rank", [None, 16])
+def test_the_model_learns_to_answer_like_the_original(
+    rank: int | None, nano: VlmModel, short: VlmModel, calibration: Calibration
+) -> None:
+    healed = heal(nano, short, calibration, steps=15, batch=4, rate=2e-3, **({} if rank is None else {"rank": rank}))
+    before, after = kl(nano, short, calibration), kl(nano, healed, calibration)
+    assert after < 0.6 * before
+    assert "15 steps of 4 among 12 samples" in healed.spec.notes[-1]
+    old, new = short.decoder.state_dict(), healed.decoder.state_dict()
+    assert all(new[name].dtype == value.dtype for name, value in old.items())
+    rest = [name for name in old if not name.startswith("layers.")]
+    assert all(torch.equal(old[name], new[name]) for name in rest)
+    assert healed.decoder.origins == short.decoder.origins
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_zeros_stay_zeros(rank: int | None, nano: VlmModel, calibration: Calibration) -> None:
+    sparse = run(PruneWeights, nano, calibration, method="magnitude", sparsity="2:4")
+    healed = heal(nano, sparse, calibration, steps=3, batch=4, rate=5e-3, **({} if rank is None else {"rank": rank}))
+    old, new = sparse.decoder.state_dict(), healed.decoder.state_dict()
+    for name, value in old.items():
+        if name.startswith("layers.") and value.ndim == 2:
+            assert not new[name][value == 0].any()
+            assert not torch.equal(new[name], value)
+
+
+def test_the_vocabulary_may_be_smaller_than_the_original_s(nano: VlmModel, calibration: Calibration) -> None:
+    """Distributions are compared over the tokens that both have; the prompts are the original's."""
+    small = run(TrimVocabulary, nano, calibration)
+    trainer = trainer_of(nano, small, calibration)
+    loss, distance = trainer._losses([0, 1])
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-5)
+    assert float(distance.detach()) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(nano: VlmModel, short: VlmModel, calibration: Calibration) -> None:
+    """Ctrl-C between two steps; the same command then ends where an uninterrupted one does, and leaves no state."""
+    fields = {"steps": 5, "batch": 4}
+    whole = heal(nano, short, calibration, **fields)
+
+    def stop(_done: float, _total: float, what: str) -> None:
+        if what.startswith("step 2"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    made = Heal(HealConfig.model_validate(fields), 0)
+    with pytest.raises(KeyboardInterrupt):
+        made.run(short, PassContext(calibration, nano, stop))
+    (state,) = Path(os.environ["XDG_CACHE_HOME"]).rglob("*.pt")
+    seen: list[str] = []
+    resumed = made.run(short, PassContext(calibration, nano, lambda _d, _t, what: seen.append(what)))
+    assert [what.split(",")[0] for what in seen if what.startswith("step")] == [
+        "step 3 of 5",
+        "step 4 of 5",
+        "step 5 of 5",
+    ]
+    assert not state.exists()
+    assert resumed.spec.notes == whole.spec.notes
+    expected = whole.decoder.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.decoder.state_dict().items())
+
+
+def test_a_state_of_another_run_is_not_taken(nano: VlmModel, short: VlmModel, calibration: Calibration) -> None:
+    files = {
+        trainer_of(nano, short, calibration, steps=5).state_file(),
+        trainer_of(nano, short, calibration, steps=6).state_file(),
+        trainer_of(nano, short, scenes(13), steps=5).state_file(),
+        trainer_of(nano, nano, calibration, steps=5).state_file(),
+    }
+    assert len(files) == 4
+    assert trainer_of(nano, short, calibration, steps=5).state_file() in files
+
+
+def test_a_damaged_state_is_left_aside(nano: VlmModel, short: VlmModel, calibration: Calibration) -> None:
+    trainer = trainer_of(nano, short, calibration, steps=1)
+    path = trainer.state_file()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not a state")
+    trainer.run(silent)
+    assert trainer.step == 1
+    assert not path.exists()
+
+
+def test_more_samples_than_for_calibration(nano: VlmModel, short: VlmModel, calibration: Calibration) -> None:
+    healed = heal(nano, short, calibration, steps=1, batch=2, n=20)
+    assert "among 20 samples" in healed.spec.notes[-1]
+
+
+def test_every_epoch_shows_every_sample_once(nano: VlmModel, short: VlmModel, calibration: Calibration) -> None:
+    trainer = trainer_of(nano, short, calibration, batch=5)
+    shown = []
+    for step in range(12):
+        trainer.step = step
+        shown += trainer._batch()
+    epochs = [shown[start : start + 12] for start in range(0, 60, 12)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
