@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 import click
 
+from edgevlm.cli.pass_flags import pass_options, passes_of
 from edgevlm.errors import InputError
 from edgevlm.progress import show_progress
-from edgevlm.recipe import GgufType, PassEntry, Precision, Recipe
+from edgevlm.recipe import GgufType, Precision, Recipe
 from edgevlm.tables import printable
 
 _PRECISIONS = click.Choice(get_args(Precision))
@@ -26,11 +27,7 @@ _PRECISIONS = click.Choice(get_args(Precision))
     "--mmproj", is_flag=True, default=None, help="With GGUF: also write the vision side for llama.cpp's own tools."
 )
 @click.option("--resolution", type=int, help="Input pixels along one side.  [default: the checkpoint's]")
-@click.option(
-    "--prune-tokens",
-    metavar="METHOD:K[,OPTION=VALUE]...",
-    help="Keep K visual tokens of each image or tile; `edgevlm pruners` lists the methods.",
-)
+@pass_options
 @click.option("--prompt-template", help="One of the family's prompt templates, by name.  [default: the checkpoint's]")
 @click.option("--calibrate", metavar="SOURCE", help="Images for passes: scenes, a folder, or a .jsonl file.")
 @click.option("-n", "calibrate_n", type=int, help="Calibration samples.  [default: 128]")
@@ -47,7 +44,6 @@ def command(
     gguf_type: str | None,
     mmproj: bool | None,
     resolution: int | None,
-    prune_tokens: str | None,
     prompt_template: str | None,
     calibrate: str | None,
     calibrate_n: int | None,
@@ -55,6 +51,7 @@ def command(
     target: str | None,
     recipe: Path | None,
     force: bool,
+    **passes: str | None,
 ) -> None:
     """Compile MODEL into a bundle and prove that it answers like the original.
 
@@ -73,8 +70,7 @@ def command(
         "target": target,
     }
     chosen = Recipe.from_sources(recipe, flags)
-    if prune_tokens is not None:
-        chosen = chosen.model_copy(update={"passes": (_pass_of(prune_tokens), *chosen.passes)})
+    chosen = chosen.model_copy(update={"passes": (*passes_of(passes), *chosen.passes)})
     from edgevlm.pipeline import compile_recipe
 
     with show_progress("export") as report:
@@ -83,19 +79,6 @@ def command(
     for note in bundle.spec.notes:
         click.echo(f"note: {printable(note)}")
     click.echo(f"{out}: {bundle.total_bytes / 1e6:.1f} MB, verified ({parity})")
-
-
-def _pass_of(flag: str) -> PassEntry:
-    """The pass that `--prune-tokens` stands for; its values are checked with the recipe's."""
-    (head, *pairs) = flag.split(",")
-    method, colon, keep = head.partition(":")
-    options = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    if not method or (colon and not keep) or len(options) != len(pairs):
-        raise InputError(
-            f"{flag!r} does not say how to prune tokens", "--prune-tokens", "write METHOD:K, or METHOD:K,OPTION=VALUE"
-        )
-    fields = {"name": "prune_tokens", "method": method, "options": options}
-    return PassEntry.model_validate({**fields, "keep": keep} if keep else fields)
 
 
 def _calibration(source: str | None, n: int | None, memory_gb: float | None) -> dict[str, Any] | None:

@@ -95,7 +95,7 @@ class Heal(Pass[HealConfig]):
         calibration = self._samples(context.calibration)
         scratch = Scratch(calibration.memory)
         activations = embed(context.original, calibration, scratch, part_of(context.progress, 0, 0.1))
-        lesson = teach(context.original, model, activations, scratch)
+        lesson = teach(context.original, model, activations, scratch, part_of(context.progress, 0.1, 0.15))
         trainer = Trainer(self.config, self.seed, model, lesson, calibration.memory)
         loss = trainer.run(part_of(context.progress, 0.15, 1))
         stored = model.decoder.state_dict()
@@ -128,7 +128,7 @@ class Lesson:
     answers: list[Tensor]
 
 
-def teach(original: VlmModel, pruned: VlmModel, activations: Activations, scratch: Scratch) -> Lesson:
+def teach(original: VlmModel, pruned: VlmModel, activations: Activations, scratch: Scratch, progress: Report) -> Lesson:
     """The original's states that the pruned model should reach; `activations` stay in front of the first layer."""
     places = [original.decoder.origins.index(layer) for layer in pruned.decoder.origins]
     last = len(original.decoder.layers) - 1
@@ -138,6 +138,7 @@ def teach(original: VlmModel, pruned: VlmModel, activations: Activations, scratc
     targets: dict[int, list[Tensor]] = {i: [torch.empty(0)] * len(activations) for i in goals}
 
     def watch(layer: int, sample: int, _before: Tensor, after: Tensor) -> None:
+        progress(layer * len(activations) + sample, (last + 1) * len(activations), "what the original makes of them")
         for i, place in goals.items():
             if place == layer:
                 targets[i][sample] = scratch.keep(after, torch.bfloat16)

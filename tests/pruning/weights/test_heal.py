@@ -48,7 +48,7 @@ def short(nano: VlmModel, calibration: Calibration) -> VlmModel:
 
 def trainer_of(original: VlmModel, pruned: VlmModel, calibration: Calibration, **fields: float) -> Trainer:
     scratch = Scratch(1 << 30)
-    lesson = teach(original, pruned, states_of(original, calibration), scratch)
+    lesson = teach(original, pruned, states_of(original, calibration), scratch, silent)
     return Trainer(HealConfig.model_validate(fields), 0, pruned, lesson, 1 << 30)
 
 
