@@ -13,7 +13,7 @@ from edgevlm.errors import CheckpointError
 from edgevlm.models import llava
 from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, validated
-from edgevlm.models.loading import HEAD, assemble, is_tied, named_tensors
+from edgevlm.models.loading import assemble, named_tensors, used_tensors
 from edgevlm.models.processor_files import ProcessorFiles, disagree
 from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
 from edgevlm.models.vlm import VlmModel
@@ -39,13 +39,10 @@ def load_with_newline(folder: Path, encoder: VitSpec, read_spec: ReadSpec) -> Vl
     """
     checkpoint, tokenizer = open_checkpoint(folder), tokenizer_facts(folder)
     names = named_tensors(checkpoint.shapes, lambda name: ir_name(name, encoder), str(folder))
-    tied = is_tied(checkpoint, names)
-    if tied:
-        names.pop(HEAD, None)
-    shapes = {name: checkpoint.shapes[published] for name, published in names.items()}
-    spec = read_spec(shapes, tied, tokenizer)
+    used = used_tensors(checkpoint, names)
+    spec = read_spec(used.shapes, used.tied, tokenizer)
     newline = newline_name(checkpoint.shapes, spec.decoder.hidden_size, str(folder))
-    return assemble(spec, checkpoint, names, tokenizer, image_newline=newline)
+    return assemble(spec, checkpoint, used, tokenizer, image_newline=newline)
 
 
 def ir_name(published: str, encoder: VitSpec) -> str | None:

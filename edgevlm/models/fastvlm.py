@@ -17,7 +17,7 @@ from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, require, section, validated
 from edgevlm.models.fastvithd import fold_batchnorm
-from edgevlm.models.loading import HEAD, build_checked, decoder_name, is_tied, named_tensors, vocabulary_rows
+from edgevlm.models.loading import HEAD, build_checked, decoder_name, named_tensors, used_tensors, vocabulary_rows
 from edgevlm.models.processor_files import ProcessorFiles, disagree, read_processor_files
 from edgevlm.models.square_images import read_square
 from edgevlm.models.tensors import assign
@@ -242,15 +242,12 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
         CheckpointError: a tensor is missing, unknown or mis-shaped, or the configuration does not fit.
     """
     checkpoint = open_checkpoint(folder)
-    published = published_names(checkpoint.shapes)
-    tied = is_tied(checkpoint, published)
-    if tied:
-        published.pop(HEAD, None)
+    used = used_tensors(checkpoint, published_names(checkpoint.shapes))
     tokenizer = tokenizer_facts(folder)
-    shapes = {name: checkpoint.shapes[source] for name, source in published.items()}
-    spec = read_spec(folder, raw, shapes, tied=tied, tokenizer=tokenizer)
-    vision, decoder = build_checked(spec, shapes, published, str(folder), batchnorm=True)
-    tensors: dict[str, Tensor] = {name: checkpoint.tensor(source) for name, source in published.items()}
+    spec = read_spec(folder, raw, used.shapes, tied=used.tied, tokenizer=tokenizer)
+    names = {name: source.published for name, source in used.sources.items()}
+    vision, decoder = build_checked(spec, used.shapes, names, str(folder), batchnorm=True)
+    tensors: dict[str, Tensor] = {name: source.read(checkpoint) for name, source in used.sources.items()}
     for name in [name for name in tensors if name.endswith("convffn.conv.conv.weight")]:
         fold_batchnorm(tensors, name.removesuffix(".conv.weight"))
     assign(vision, tensors, "vision.")

@@ -17,7 +17,7 @@ from torch import Tensor
 from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, require, section, validated
-from edgevlm.models.loading import HEAD, assemble, decoder_name, is_tied, named_tensors, vocabulary_rows
+from edgevlm.models.loading import HEAD, assemble, decoder_name, named_tensors, used_tensors, vocabulary_rows
 from edgevlm.models.processor_files import (
     ImageProcessorConfig,
     ProcessorFiles,
@@ -89,12 +89,9 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     file = str(folder / "config.json")
     encoder = read_encoder(raw, file)
     names = named_tensors(checkpoint.shapes, lambda name: ir_name(name, encoder), str(folder))
-    tied = is_tied(checkpoint, names)
-    if tied:
-        names.pop(HEAD, None)
-    shapes = {name: checkpoint.shapes[published] for name, published in names.items()}
-    spec = read_spec(folder, raw, vocabulary_rows(shapes, str(folder)), tied=tied, tokenizer=tokenizer)
-    model = assemble(spec, checkpoint, names, tokenizer)
+    used = used_tensors(checkpoint, names)
+    spec = read_spec(folder, raw, vocabulary_rows(used.shapes, str(folder)), tied=used.tied, tokenizer=tokenizer)
+    model = assemble(spec, checkpoint, used, tokenizer)
     order = position_order(encoder.grid)
     if not torch.equal(order, torch.arange(len(order))):
         positions = model.vision.encoder.positions

@@ -16,9 +16,8 @@ from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, require, section, validated
 from edgevlm.models.internvl_names import tensor_sources
-from edgevlm.models.loading import EMBEDDING, HEAD, build_checked, is_tied, vocabulary_rows
+from edgevlm.models.loading import assemble, used_tensors, vocabulary_rows
 from edgevlm.models.processor_files import ImageProcessorConfig, check_pixels, disagree, read_processor_files
-from edgevlm.models.tensors import assign
 from edgevlm.models.text_config import configured_stops, read_decoder, rope_fields
 from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
 from edgevlm.models.vlm import VlmModel
@@ -77,18 +76,9 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
         CheckpointError: a tensor is missing, unknown or mis-shaped, or the configuration does not fit.
     """
     checkpoint, tokenizer = open_checkpoint(folder), tokenizer_facts(folder)
-    sources = tensor_sources(checkpoint.shapes)
-    tied = is_tied(checkpoint, {name: sources[name].published for name in (HEAD, EMBEDDING) if name in sources})
-    if tied:
-        sources.pop(HEAD, None)
-    shapes = {name: source.shape(checkpoint.shapes[source.published]) for name, source in sources.items()}
-    spec = read_spec(folder, raw, vocabulary_rows(shapes, str(folder)), tied=tied, tokenizer=tokenizer)
-    names = {name: source.published for name, source in sources.items()}
-    vision, decoder = build_checked(spec, shapes, names, str(folder))
-    tensors = {name: source.read(checkpoint) for name, source in sources.items()}
-    assign(vision, tensors, "vision.")
-    assign(decoder, tensors, "decoder.")
-    return VlmModel(spec, vision, decoder, tokenizer.files, checkpoint.sources)
+    used = used_tensors(checkpoint, tensor_sources(checkpoint.shapes))
+    spec = read_spec(folder, raw, vocabulary_rows(used.shapes, str(folder)), tied=used.tied, tokenizer=tokenizer)
+    return assemble(spec, checkpoint, used, tokenizer)
 
 
 def read_spec(

@@ -15,8 +15,8 @@ from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import ImageTokenConfig, require, section, validated
 from edgevlm.models.conversations import LLAMA3_TEMPLATE, MISTRAL_TEMPLATE, VICUNA_SYSTEM, VICUNA_TEMPLATE
 from edgevlm.models.fastvlm import CHAT_TEMPLATE as CHATML_TEMPLATE
-from edgevlm.models.llava_original import assemble_original, mlp_name, open_original, read_mlp
-from edgevlm.models.loading import HEAD, assemble, decoder_name, is_tied, named_tensors, vocabulary_rows
+from edgevlm.models.llava_original import TOWERS, assemble_original, mlp_name, open_original, read_mlp
+from edgevlm.models.loading import assemble, decoder_name, named_tensors, used_tensors, vocabulary_rows
 from edgevlm.models.processor_files import ProcessorFiles, read_processor_files
 from edgevlm.models.square_images import read_square
 from edgevlm.models.text_config import configured_stops, read_decoder
@@ -29,15 +29,7 @@ MODEL_TYPES = ("llava", "llava_llama")
 
 _DEFAULT_TOKENS = 576
 #: What transformers takes where `vision_config` or a field of it is absent.
-_TOWER = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
+_TOWER = TOWERS["clip-vit-large-patch14-336"]
 
 
 class _Config(ImageTokenConfig):
@@ -66,12 +58,9 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     checkpoint, tokenizer, file = open_checkpoint(folder), tokenizer_facts(folder), str(folder / "config.json")
     encoder = read_encoder(raw, file)
     names = named_tensors(checkpoint.shapes, lambda name: ir_name(name, encoder), str(folder))
-    tied = is_tied(checkpoint, names)
-    if tied:
-        names.pop(HEAD, None)
-    shapes = {name: checkpoint.shapes[published] for name, published in names.items()}
-    spec = read_spec(folder, raw, shapes, tied=tied, tokenizer=tokenizer)
-    return assemble(spec, checkpoint, names, tokenizer)
+    used = used_tensors(checkpoint, names)
+    spec = read_spec(folder, raw, used.shapes, tied=used.tied, tokenizer=tokenizer)
+    return assemble(spec, checkpoint, used, tokenizer)
 
 
 def current_name(published: str) -> str:

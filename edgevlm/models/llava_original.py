@@ -18,7 +18,7 @@ from pydantic import Field
 from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import Checkpoint, open_checkpoint, read_json
 from edgevlm.models.configs import PublishedConfig, require, section, validated
-from edgevlm.models.loading import HEAD, assemble, decoder_name, is_tied, named_tensors, vocabulary_rows
+from edgevlm.models.loading import assemble, decoder_name, named_tensors, used_tensors, vocabulary_rows
 from edgevlm.models.processor_files import ProcessorFiles, read_processor_files
 from edgevlm.models.square_images import read_square
 from edgevlm.models.text_config import read_decoder
@@ -159,18 +159,15 @@ def assemble_original(
     names = named_tensors(
         checkpoint.shapes, lambda name: original_name(name, original.encoder, projector_name), str(folder)
     )
-    tied = is_tied(checkpoint, names)
-    if tied:
-        names.pop(HEAD, None)
-    shapes = {name: checkpoint.shapes[published] for name, published in names.items()}
+    used = used_tensors(checkpoint, names)
     side = image_size(original.tower, where)
-    projector_spec, tokens = projector(shapes)
+    projector_spec, tokens = projector(used.shapes)
     spec = ModelSpec(
         family=family,
         name=folder.resolve().name,
         vision=VisionSpec(original.encoder, projector_spec, side, tokens),
         decoder=read_decoder(
-            original.raw, text_kind, where, vocab_size=vocabulary_rows(shapes, str(folder)), tied=tied
+            original.raw, text_kind, where, vocab_size=vocabulary_rows(used.shapes, str(folder)), tied=used.tied
         ),
         preprocess=read_square(original.files, original.tower, side, aspect_ratio=original.config.image_aspect_ratio),
         prompt=prompt,
@@ -178,7 +175,7 @@ def assemble_original(
         model_class="LlavaForConditionalGeneration",
         licence=original.tokenizer.licence,
     )
-    return assemble(spec, checkpoint, names, original.tokenizer)
+    return assemble(spec, checkpoint, used, original.tokenizer)
 
 
 def mlp_name(name: str) -> str:

@@ -7,14 +7,15 @@ use, reads its spec, and lets `assemble` do the rest. Nothing is read before nam
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.decoder import Decoder
+from edgevlm.models.tensor_source import Source
 from edgevlm.models.tensors import assign, check_names_and_shapes, same_data
 from edgevlm.models.tokenizer_files import TokenizerFacts
 from edgevlm.models.vlm import VisionModel, VlmModel, build_vision
@@ -68,6 +69,36 @@ def is_tied(checkpoint: Checkpoint, names: dict[str, str]) -> bool:
     return same_data(checkpoint.tensor(head), checkpoint.tensor(embedding))
 
 
+@dataclass(frozen=True)
+class UsedTensors:
+    """The tensors of a checkpoint that become parameters; a head that is the embedding is left out.
+
+    Attributes:
+        sources: where each comes from, by IR name.
+        shapes: by IR name.
+        tied: the head is the embedding, by the data.
+    """
+
+    sources: dict[str, Source]
+    shapes: dict[str, tuple[int, ...]]
+    tied: bool
+
+
+def used_tensors(checkpoint: Checkpoint, named: Mapping[str, str | Source]) -> UsedTensors:
+    """Find out whether the head is tied, and how the tensors are shaped; of the weights the head's alone are read.
+
+    Args:
+        checkpoint: the tensors.
+        named: by IR name, a tensor's published name or its source.
+    """
+    sources = {name: Source(source) if isinstance(source, str) else source for name, source in named.items()}
+    tied = is_tied(checkpoint, {name: source.published for name, source in sources.items()})
+    if tied:
+        sources.pop(HEAD, None)
+    shapes = {name: source.shape(checkpoint.shapes[source.published]) for name, source in sources.items()}
+    return UsedTensors(sources, shapes, tied)
+
+
 def vocabulary_rows(shapes: dict[str, tuple[int, ...]], where: str) -> int:
     """Rows of the embedding, from its tensor: configurations are often wrong about them.
 
@@ -114,7 +145,7 @@ def build_checked(
 def assemble(
     spec: ModelSpec,
     checkpoint: Checkpoint,
-    names: dict[str, str],
+    used: UsedTensors,
     tokenizer: TokenizerFacts,
     *,
     image_newline: str | None = None,
@@ -124,16 +155,16 @@ def assemble(
     Args:
         spec: the numbers of the model.
         checkpoint: the tensors.
-        names: published name by IR name, without those that the model does not use (a tied head).
+        used: those that become parameters.
         tokenizer: the files beside it.
         image_newline: published name of the embedding that ends a row of image features.
 
     Raises:
         CheckpointError: a tensor is missing, unknown or mis-shaped.
     """
-    shapes = {name: checkpoint.shapes[published] for name, published in names.items()}
-    vision, decoder = build_checked(spec, shapes, names, str(checkpoint.folder))
-    tensors: dict[str, Tensor] = {name: checkpoint.tensor(published) for name, published in names.items()}
+    names = {name: source.published for name, source in used.sources.items()}
+    vision, decoder = build_checked(spec, used.shapes, names, str(checkpoint.folder))
+    tensors = {name: source.read(checkpoint) for name, source in used.sources.items()}
     assign(vision, tensors, "vision.")
     assign(decoder, tensors, "decoder.")
     newline = None if image_newline is None else checkpoint.tensor(image_newline)

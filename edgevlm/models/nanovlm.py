@@ -19,9 +19,8 @@ from edgevlm.chat_template import compile_template
 from edgevlm.errors import BundleError, CheckpointError
 from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, validated
-from edgevlm.models.loading import EMBEDDING, HEAD, build_checked, is_tied
+from edgevlm.models.loading import EMBEDDING, HEAD, assemble, used_tensors, vocabulary_rows
 from edgevlm.models.tensor_source import Source
-from edgevlm.models.tensors import assign
 from edgevlm.models.text_config import read_decoder
 from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
 from edgevlm.models.vlm import VlmModel
@@ -124,20 +123,10 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     """
     config = validated(_Config, raw, str(folder / "config.json"))
     checkpoint, tokenizer = open_checkpoint(folder), _tokenizer(folder, config)
-    sources = tensor_sources(checkpoint.shapes)
-    tied = is_tied(checkpoint, {name: sources[name].published for name in (HEAD, EMBEDDING) if name in sources})
-    if tied:
-        sources.pop(HEAD, None)
-    shapes = {name: source.shape(checkpoint.shapes[source.published]) for name, source in sources.items()}
-    if EMBEDDING not in shapes:
-        raise CheckpointError("neither decoder.token_embedding.weight nor decoder.head.weight is here", str(folder))
-    spec = read_spec(folder, config, shapes[EMBEDDING][0], tied=tied, tokenizer=tokenizer)
-    names = {name: source.published for name, source in sources.items()}
-    vision, decoder = build_checked(spec, shapes, names, str(folder))
-    tensors = {name: source.read(checkpoint) for name, source in sources.items()}
-    assign(vision, tensors, "vision.")
-    assign(decoder, tensors, "decoder.")
-    return VlmModel(spec, vision, decoder, tokenizer.files, checkpoint.sources)
+    used = used_tensors(checkpoint, tensor_sources(checkpoint.shapes))
+    rows = vocabulary_rows(used.shapes, str(folder))
+    spec = read_spec(folder, config, rows, tied=used.tied, tokenizer=tokenizer)
+    return assemble(spec, checkpoint, used, tokenizer)
 
 
 def tensor_sources(shapes: dict[str, tuple[int, ...]]) -> dict[str, Source]:

@@ -19,9 +19,9 @@ from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, require, section, validated
 from edgevlm.models.fastvlm import CHAT_TEMPLATE
-from edgevlm.models.loading import HEAD, build_checked, decoder_name, is_tied, named_tensors, vocabulary_rows
+from edgevlm.models.loading import HEAD, assemble, decoder_name, named_tensors, used_tensors, vocabulary_rows
 from edgevlm.models.processor_files import ImageProcessorConfig, check_pixels, disagree, read_processor_files
-from edgevlm.models.tensors import assign
+from edgevlm.models.tensor_source import Source
 from edgevlm.models.text_config import configured_stops, read_decoder, rope_fields
 from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
 from edgevlm.models.vlm import VlmModel
@@ -114,19 +114,10 @@ def load(folder: Path, raw: dict[str, Any]) -> VlmModel:
     """
     checkpoint, tokenizer = open_checkpoint(folder), tokenizer_facts(folder)
     names = named_tensors(checkpoint.shapes, ir_name, str(folder))
-    tied = is_tied(checkpoint, names)
-    if tied:
-        names.pop(HEAD, None)
-    shapes = {name: checkpoint.shapes[published] for name, published in names.items()}
-    if _KERNEL in shapes:
-        # The published kernel lies over a whole patch; flat, it is the same product.
-        shapes[_KERNEL] = (shapes[_KERNEL][0], math.prod(shapes[_KERNEL][1:]))
-    spec = read_spec(folder, raw, vocabulary_rows(shapes, str(folder)), tied=tied, tokenizer=tokenizer)
-    vision, decoder = build_checked(spec, shapes, names, str(folder))
-    tensors = {name: checkpoint.tensor(published).reshape(shapes[name]) for name, published in names.items()}
-    assign(vision, tensors, "vision.")
-    assign(decoder, tensors, "decoder.")
-    return VlmModel(spec, vision, decoder, tokenizer.files, checkpoint.sources)
+    # The published kernel lies over a whole patch; flat, it is the same product.
+    used = used_tensors(checkpoint, {name: Source(each, flat=name == _KERNEL) for name, each in names.items()})
+    spec = read_spec(folder, raw, vocabulary_rows(used.shapes, str(folder)), tied=used.tied, tokenizer=tokenizer)
+    return assemble(spec, checkpoint, used, tokenizer)
 
 
 def read_spec(

@@ -2,7 +2,7 @@
 
 In: the raw configuration, nested (`text_config`) or the top level of a flat one, of transformers 4 or 5. Out: a
 `DecoderSpec`. Absent fields have the defaults of transformers, because checkpoints leave those out. The flag
-`tie_word_embeddings` is not read: whether the head is tied follows from the data (`loading.is_tied`).
+`tie_word_embeddings` is not read: whether the head is tied follows from the data (`loading.used_tensors`).
 """
 
 from __future__ import annotations
