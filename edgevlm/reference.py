@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgevlm.models.decoder import Decoder, KeyValue, rotary_for
+from edgevlm.models.decoder import Decoder, DecoderLayer, KeyValue, rotary_for
+from edgevlm.models.token_drop import Passage, Prompt, going_on
 from edgevlm.models.vlm import VlmModel
 from edgevlm.patches import graph_inputs
 from edgevlm.prompt import IMAGE_PLACEHOLDER
@@ -111,13 +112,17 @@ def head_logits(decoder: Decoder, normed: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def last_logits(model: VlmModel, sequences: list[list[Segment]], counts: list[int]) -> list[Float32]:
+def last_logits(
+    model: VlmModel, sequences: list[list[Segment]], counts: list[int], images: list[tuple[int, ...]] | None = None
+) -> list[Float32]:
     """Logits of the last positions of each sequence.
 
     Args:
         model: the original.
         sequences: embeddings of whole sequences, in pieces `[L, hidden]` or grids `[rows, columns, hidden]`.
         counts: for each sequence, how many of its last positions to compute logits for.
+        images: for decoders that drop tokens of images, where in each sequence these begin; the prompt that they came
+            with ends with the first of the last positions.
 
     Returns:
         float32 `[count, V]` per sequence.
@@ -125,10 +130,23 @@ def last_logits(model: VlmModel, sequences: list[list[Segment]], counts: list[in
     decoder, spec = model.decoder, model.spec.decoder
     states = [torch.from_numpy(np.concatenate(flat(segments)).astype(np.float32))[None] for segments in sequences]
     tables = [_rotary(spec, segments) for segments in sequences]
-    for stored in decoder.layers:
-        layer = _float(stored)
-        states = [layer(x, rotary, None, None)[0] for x, rotary in zip(states, tables, strict=True)]
+    starts = images or [()] * len(sequences)
+    prompts = [
+        Prompt(begin, x.shape[1] - count, x.shape[1]) for begin, x, count in zip(starts, states, counts, strict=True)
+    ]
     norm = _float(decoder.norm)
+    for index, stored in enumerate(decoder.layers):
+        layer = _float(stored)
+        stage = spec.token_drop.stage_behind(index) if spec.token_drop else None
+        for number, before in enumerate(states):
+            states[number], (keys, _) = layer(before, tables[number], None, None)
+            if spec.token_drop and stage is not None:
+                assert isinstance(layer, DecoderLayer)
+                passage = Passage(before, states[number], tables[number], keys)
+                states[number], prompts[number] = going_on(
+                    spec.token_drop, stage, layer, norm, passage, prompts[number]
+                )
+                tables[number] = rotary_for(spec, torch.arange(prompts[number].length)[None])
     tails = torch.cat([norm(x[0, -count:]) for x, count in zip(states, counts, strict=True)])
     logits = head_logits(decoder, tails)
     return [part.numpy() for part in torch.split(logits, counts)]

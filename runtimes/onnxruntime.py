@@ -27,6 +27,7 @@ from edgevlm.runtimes.checks import (
     engine_errors,
     thread_count,
 )
+from edgevlm.runtimes.dropped import DroppedPlaces
 from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import ModelSpec, PatchesSpec
 
@@ -148,6 +149,8 @@ class OnnxRuntimeDecoder:
             for layer in range(numbers.num_hidden_layers)
             for part in ("key", "value")
         }
+        self._dropped = DroppedPlaces(numbers.token_drop)
+        self._no_images = np.empty(0, np.int64)
         self._mask = np.ones((1, self.context_length), np.int64)
         self._one = np.ones((), np.int64)
         self._rotary = RotaryPositions(self.context_length) if numbers.rope_sections else None
@@ -168,6 +171,7 @@ class OnnxRuntimeDecoder:
         last = f"past_key_values.{numbers.num_hidden_layers - 1}.value"
         needed = ["inputs_embeds", "attention_mask", "num_logits_to_keep", last]
         needed += ["position_ids"] if numbers.rope_sections else []
+        needed += ["image_starts", f"attention_mask.{len(numbers.token_drop.stages)}"] if numbers.token_drop else []
         missing = [name for name in needed if name not in self._inputs]
         if missing:
             raise BundleError(f"the decoder graph has no input {missing[0]}", str(path), HINT)
@@ -188,12 +192,17 @@ class OnnxRuntimeDecoder:
         _bind_output(binding, "logits", self._logits)
         return binding
 
-    def _append(self, binding: Any, length: int, what: str) -> None:
-        """Run with `length` more positions than are in the cache."""
+    def _append(self, binding: Any, length: int, images: NDArray[np.int64], what: str) -> None:
+        """Run with `length` more positions than are in the cache, among which images begin at `images`."""
         total = self.position + length
-        _bind_input(binding, "attention_mask", self._mask[:, :total])
+        parts = self._dropped.taken(total, len(images))
+        for part, taken in enumerate(parts):
+            _bind_input(binding, f"attention_mask.{part}" if part else "attention_mask", self._mask[:, :taken])
+        if len(parts) > 1:
+            _bind_input(binding, "image_starts", images)
         with engine_errors(what):
             self._session.run_with_iobinding(binding)
+        self._dropped.add(self.position, length, images)
         self.position = total
 
     def prefill(self, segments: list[Segment]) -> Float32:
@@ -201,7 +210,7 @@ class OnnxRuntimeDecoder:
 
         Raises:
             EngineError: the runtime failed.
-            InputError: the segments do not fit into the context.
+            InputError: the segments do not fit into the context, or, where tokens are dropped, are no whole images.
         """
         rows = flat(segments)
         length = sum(map(len, rows))
@@ -216,7 +225,7 @@ class OnnxRuntimeDecoder:
         if self._rotary is not None:
             positions = np.ascontiguousarray(self._rotary.append(self.position, segments)[:, None])
             _bind_input(binding, "position_ids", positions)
-        self._append(binding, length, "the decoder failed on the prompt")
+        self._append(binding, length, self._dropped.image_starts(rows), "the decoder failed on the prompt")
         return self._last_logits().copy()
 
     def _last_logits(self) -> Float32:
@@ -248,13 +257,14 @@ class OnnxRuntimeDecoder:
             self._embed.run_with_iobinding(self._look_up)
         if self._rotary is not None:
             self._token_position.fill(self._rotary.advance(self.position))
-        self._append(self._step, 1, "the decoder failed on a token")
+        self._append(self._step, 1, self._no_images, "the decoder failed on a token")
         return self._last_logits()
 
     def reset(self, keep: int = 0) -> None:
         """Forget all positions from `keep` on: what lies behind is overwritten before it is read."""
         if not 0 <= keep <= self.position:
             raise ValueError(f"cannot keep {keep} of {self.position} positions")
+        self._dropped.cut(keep)
         self.position = keep
 
     def stats(self) -> EngineStats:

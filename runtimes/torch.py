@@ -14,6 +14,7 @@ import numpy as np
 from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
 from edgevlm.runtimes.checks import check_fits, checked_features, checked_fusion, context_length
+from edgevlm.runtimes.dropped import DroppedPlaces, Int64
 from edgevlm.runtimes.positions import RotaryPositions, flat
 
 if TYPE_CHECKING:
@@ -93,12 +94,13 @@ class TorchDecoder:
         self.context_length = context_length(options, model.spec.decoder.max_position_embeddings)
         self.position = 0
         self._rotary = RotaryPositions(self.context_length) if model.spec.decoder.rope_sections else None
+        self._dropped = DroppedPlaces(model.spec.decoder.token_drop)
 
     def prefill(self, segments: list[Segment]) -> Float32:
         """Append the segments in order; return the logits `[V]` of the last position.
 
         Raises:
-            InputError: the segments do not fit into the context.
+            InputError: the segments do not fit into the context, or, where tokens are dropped, are no whole images.
         """
         import torch
 
@@ -109,8 +111,9 @@ class TorchDecoder:
             positions = torch.arange(self.position, self.position + length)[None]
         else:
             positions = torch.from_numpy(self._rotary.append(self.position, segments))[:, None]
+        starts = self._dropped.image_starts(rows)
         with torch.inference_mode():
-            return self._append(torch.cat([self._embed(segment) for segment in rows]), positions)
+            return self._append(torch.cat([self._embed(segment) for segment in rows]), positions, starts)
 
     def embed(self, ids: Int32) -> Float32:
         """Embeddings `[L, hidden]` of token ids `[L]`."""
@@ -123,8 +126,12 @@ class TorchDecoder:
 
     def reset(self, keep: int = 0) -> None:
         """Forget all positions from `keep` on."""
+        self._dropped.cut(keep)
         if self._cache is not None:
-            self._cache = [(key[:, :, :keep], value[:, :, :keep]) for key, value in self._cache] if keep else None
+            taken = self._dropped.taken(keep)
+            ends = [taken[self._dropped.part(layer)] for layer in range(len(self._cache))]
+            cache = [(key[:, :, :end], value[:, :, :end]) for (key, value), end in zip(self._cache, ends, strict=True)]
+            self._cache = cache if keep else None
         self.position = keep
 
     def stats(self) -> EngineStats:
@@ -143,8 +150,11 @@ class TorchDecoder:
             return torch.from_numpy(segment)
         return self._decoder.embed_tokens(torch.from_numpy(segment.astype(np.int64)))  # type: ignore[no-any-return]
 
-    def _append(self, embeddings: torch.Tensor, positions: torch.Tensor) -> Float32:
-        logits, self._cache = self._decoder(embeddings[None], positions, self._cache, last_only=True)
+    def _append(self, embeddings: torch.Tensor, positions: torch.Tensor, starts: Int64) -> Float32:
+        logits, self._cache = self._decoder(
+            embeddings[None], positions, self._cache, last_only=True, image_starts=starts.tolist()
+        )
+        self._dropped.add(self.position, len(embeddings), starts)
         self.position += len(embeddings)
         result: Float32 = logits[0, 0].numpy()
         return result

@@ -8,11 +8,13 @@ published Llama/Qwen2 layout (`layers.N.self_attn.q_proj.weight` ...).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgevlm.models.token_drop import Passage, Prompt, going_on
 from edgevlm.spec import DecoderSpec, RopeScaling
 
 KeyValue = tuple[Tensor, Tensor]
@@ -86,19 +88,24 @@ class Attention(nn.Module):
         self.q_norm = make_norm(spec.qk_norm, spec.head_dim, spec.norm_eps)
         self.k_norm = make_norm(spec.qk_norm, spec.head_dim, spec.norm_eps)
 
+    def query(self, x: Tensor, rotary: KeyValue) -> Tensor:
+        """Rotated queries `[B, heads, S, D]` of `[B, S, H]`."""
+        return rotate(self.q_norm(self._heads(self.q_proj(x))), *rotary)
+
+    def key(self, x: Tensor) -> Tensor:
+        """Keys `[B, heads, S, D]` of `[B, S, H]`, not yet rotated."""
+        return self.k_norm(self._heads(self.k_proj(x)))  # type: ignore[no-any-return]
+
+    def _heads(self, y: Tensor) -> Tensor:
+        return y.view(*y.shape[:2], -1, self.spec.head_dim).transpose(1, 2)
+
     def forward(
         self, x: Tensor, rotary: KeyValue, past: KeyValue | None, mask: Tensor | None
     ) -> tuple[Tensor, KeyValue]:
         """`[B, S, H]` to `[B, S, H]` and the keys and values `[B, heads, T, D]` including the past."""
         spec, (batch, length) = self.spec, x.shape[:2]
-
-        def heads(y: Tensor, count: int) -> Tensor:
-            return y.view(batch, length, count, spec.head_dim).transpose(1, 2)
-
-        query = self.q_norm(heads(self.q_proj(x), spec.num_attention_heads))
-        key = self.k_norm(heads(self.k_proj(x), spec.num_key_value_heads))
-        value = heads(self.v_proj(x), spec.num_key_value_heads)
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        query, key = self.query(x, rotary), rotate(self.key(x), *rotary)
+        value = self._heads(self.v_proj(x))
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
         mixed = F.scaled_dot_product_attention(
@@ -195,6 +202,7 @@ class Decoder(nn.Module):
         mask: Tensor | None = None,
         *,
         last_only: bool = False,
+        image_starts: Sequence[int] = (),
     ) -> tuple[Tensor, list[KeyValue]]:
         """Run the decoder.
 
@@ -204,21 +212,38 @@ class Decoder(nn.Module):
             past: per layer keys and values `[B, heads, P, D]`.
             mask: bool `[B or 1, 1, S, P+S]`, true where attention is allowed; causal when None.
             last_only: compute the logits of the last position alone.
+            image_starts: where images begin in `inputs_embeds`, for decoders that drop some of their tokens; these take
+                a batch of one and no mask.
 
         Returns:
-            logits `[B, S or 1, V]`, and the cache with P+S positions.
+            logits `[B, S or 1, V]`, and the cache with P+S positions; behind a stage of `DecoderSpec.token_drop`, S and
+            P count the tokens that go on.
         """
-        length, spec = inputs_embeds.shape[1], self.spec
-        if mask is None and past is not None and length > 1:
-            total = past[0][0].shape[2] + length
-            offset = total - length
-            allowed = torch.ones(length, total, dtype=torch.bool, device=inputs_embeds.device)
-            mask = allowed.tril(offset)[None, None]
-        rotary = rotary_for(spec, position_ids)
-        x, presents = inputs_embeds, []
+        drop, x = self.spec.token_drop, inputs_embeds
+        prompt = Prompt(tuple(image_starts), x.shape[1] - 1, x.shape[1])
+        rotary, allowed = rotary_for(self.spec, position_ids), mask if mask is not None else _causal(x, past, 0)
+        presents: list[KeyValue] = []
         for index, layer in enumerate(self.layers):
-            x, present = layer(x, rotary, past[index] if past else None, mask)
+            before = x
+            x, present = layer(x, rotary, past[index] if past else None, allowed)
             presents.append(present)
+            stage = drop.stage_behind(index) if drop else None
+            if drop and stage is not None:
+                assert isinstance(layer, DecoderLayer)
+                passage = Passage(before, x, rotary, present[0])
+                x, prompt = going_on(drop, stage, layer, self.norm, passage, prompt)
+                begin = past[index + 1][0].shape[2] if past else 0
+                rotary = rotary_for(self.spec, torch.arange(begin, begin + prompt.length)[None])
+                allowed = _causal(x, past, index + 1)
         if last_only:
             x = x[:, -1:]
         return self.head(self.norm(x)), presents
+
+
+def _causal(x: Tensor, past: list[KeyValue] | None, layer: int) -> Tensor | None:
+    """The mask `[1, 1, S, P+S]` of states `[B, S, H]` in front of a layer, where there is a past and it is needed."""
+    length = x.shape[1]
+    if past is None or length == 1:
+        return None
+    before = past[layer][0].shape[2]
+    return torch.ones(length, before + length, dtype=torch.bool, device=x.device).tril(before)[None, None]

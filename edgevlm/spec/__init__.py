@@ -4,7 +4,7 @@ A `ModelSpec` is what a family's loader finds out about a checkpoint, what the e
 stores and what the session on the device needs. It holds no tensors and imports nothing, so both halves share it.
 """
 
-from edgevlm.spec.decoder import DecoderSpec, RopeScaling
+from edgevlm.spec.decoder import DecoderSpec, DropStage, RopeScaling, TokenDropSpec
 from edgevlm.spec.fusion import FusionSpec
 from edgevlm.spec.model import ModelSpec
 from edgevlm.spec.prompt import PatchesSpec, PreprocessSpec, PromptSpec
@@ -39,6 +39,7 @@ __all__ = [
     "AspectTiles",
     "CompressedVitSpec",
     "DecoderSpec",
+    "DropStage",
     "EncoderSpec",
     "FastViTHDSpec",
     "FittedTiles",
@@ -61,6 +62,7 @@ __all__ = [
     "SplitTiles",
     "StackedTiles",
     "TileSpec",
+    "TokenDropSpec",
     "VisionSpec",
     "VitSpec",
 ]

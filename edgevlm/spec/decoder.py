@@ -22,6 +22,47 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class DropStage:
+    """Behind the first `after_layers` layers, `keep` tokens of each image go on."""
+
+    after_layers: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class TokenDropSpec:
+    """Image tokens that stop on their way through the decoder (`edgevlm.models.token_drop`, docs/pruning-decoder.md).
+
+    Attributes:
+        name: of the method.
+        score: what a stage chooses by: the last token's `attention`, or how little a token is a `duplicate`.
+        image_tokens: of an image in front of the first stage.
+        stages: with ascending layers and falling counts.
+        image_pivots: tokens of an image that are kept and compared with, for `duplicate`.
+        text_pivots: tokens behind an image that are compared with, for `duplicate`.
+    """
+
+    name: str
+    score: Literal["attention", "duplicate"]
+    image_tokens: int
+    stages: tuple[DropStage, ...]
+    image_pivots: int = 0
+    text_pivots: int = 0
+
+    def entering(self, stage: int) -> int:
+        """Tokens of an image in front of a stage."""
+        return self.stages[stage - 1].keep if stage else self.image_tokens
+
+    def stage_behind(self, layer: int) -> int | None:
+        """The stage right behind a layer, if there is one."""
+        return next((index for index, stage in enumerate(self.stages) if stage.after_layers == layer + 1), None)
+
+    def part(self, layer: int) -> int:
+        """Stages in front of a layer."""
+        return sum(stage.after_layers <= layer for stage in self.stages)
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """One causal decoder. Widths in channels; `rotary_dim` counts the leading channels of a head that rotate.
 
@@ -32,6 +73,7 @@ class DecoderSpec:
         rope_sections: rotary frequencies that turn by the position in time, in height and in width (M-RoPE); empty
             where there is one position.
         rope_scaling: how rotary frequencies differ from those of `rope_theta`; None where they do not.
+        token_drop: image tokens that do not reach all layers; None where they do.
     """
 
     architecture: str
@@ -58,6 +100,7 @@ class DecoderSpec:
     head_bias: bool = False
     rope_sections: tuple[int, ...] = ()
     rope_scaling: RopeScaling | None = None
+    token_drop: TokenDropSpec | None = None
 
     @property
     def query_size(self) -> int:

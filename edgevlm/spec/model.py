@@ -12,6 +12,9 @@ from edgevlm.spec.prompt import PreprocessSpec, PromptSpec
 from edgevlm.spec.reading import build
 from edgevlm.spec.vision import VisionSpec
 
+#: Left out where they are None, so that versions without these fields read the bundles of models without them.
+_OPTIONAL = frozenset({"reducer", "token_drop"})
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -34,7 +37,7 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready form; `from_dict` is its inverse."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self, dict_factory=_written)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
@@ -46,3 +49,8 @@ class ModelSpec:
         result = build(cls, data, "spec")
         assert isinstance(result, ModelSpec)
         return result
+
+
+def _written(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of one dataclass, as they are written."""
+    return {name: value for name, value in fields if value is not None or name not in _OPTIONAL}

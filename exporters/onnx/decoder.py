@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgevlm.exporters.onnx.dialect_ort import OrtDialect
 from edgevlm.exporters.onnx.table import StoredTable
+from edgevlm.exporters.onnx.token_drop import Seen
 from edgevlm.models.decoder import Decoder, DecoderLayer, SwiGLU
 from edgevlm.models.fusion import Fusion
 from edgevlm.quant.schemes import Precision, StoredMatrix, TensorRole, scheme_for, store
@@ -30,6 +31,8 @@ class DecoderBuilder:
         self.spec = decoder.spec
         self.dialect = dialect
         self.precision = precision
+        #: Queries, keys and values of the layer at hand, before the rotation, side by side in one or apart.
+        self._projections: tuple[str, ...] = ()
 
     def begin(self) -> tuple[str, str]:
         """Inputs and the first norm; returns the residual stream and its normalised form."""
@@ -67,7 +70,19 @@ class DecoderBuilder:
             return dialect.add(x, mlp, f"{path}.sum"), ""
         else:
             norm, name = self.decoder.norm, "norm"
-        return dialect.add_norm(x, mlp, spec.norm, *_affine(norm), spec.norm_eps, name)
+        x, normed = dialect.add_norm(x, mlp, spec.norm, *_affine(norm), spec.norm_eps, name)
+        stage = spec.token_drop.stage_behind(index) if spec.token_drop else None
+        return (x, normed) if stage is None else self._drop_tokens(index, stage, x, normed)
+
+    def _drop_tokens(self, index: int, stage: int, x: str, normed: str) -> tuple[str, str]:
+        """A layer's results, of the tokens that go on behind a stage."""
+        assert isinstance(self.decoder, Decoder)
+        last = _affine(self.decoder.norm)
+
+        def norm(states: str) -> str:
+            return self.dialect.norm(states, self.spec.norm, *last, self.spec.norm_eps, f"drop.{stage + 1}.norm")
+
+        return self.dialect.drop_tokens(stage, Seen(index, self._projections, x, norm), normed)
 
     def head(self, normed: str, table: StoredTable) -> None:
         """Logits and the outputs; a tied head reads the bytes of `table`."""
@@ -84,6 +99,7 @@ class DecoderBuilder:
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         if spec.qk_norm == "none" and not spec.rope_sections:
             fused = self._linear(normed, f"{path}.qkv_proj", *projections)
+            self._projections = (fused,)
             return dialect.attention(fused, "", "", index, f"{path}.mixed")
         names = (f"{path}.q_proj", f"{path}.k_proj", f"{path}.v_proj")
         query, key, value = (self._linear(normed, n, p) for n, p in zip(names, projections, strict=True))
@@ -92,6 +108,7 @@ class DecoderBuilder:
             for_key = (spec.num_key_value_heads, spec.qk_norm, *_affine(attention.k_norm), spec.norm_eps)
             query = dialect.head_norm(query, *for_query, f"{path}.q_norm")
             key = dialect.head_norm(key, *for_key, f"{path}.k_norm")
+        self._projections = (query, key, value)
         if spec.rope_sections:
             query = dialect.rotate(query, spec.num_attention_heads, f"{path}.q_rotated")
             key = dialect.rotate(key, spec.num_key_value_heads, f"{path}.k_rotated")

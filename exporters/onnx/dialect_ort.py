@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgevlm.exporters.onnx.graph import CONTRIB, FLOAT, INT32, INT64, Graph
 from edgevlm.exporters.onnx.packing import pack_codes, pack_zero_points
 from edgevlm.exporters.onnx.table import StoredTable
+from edgevlm.exporters.onnx.token_drop import Seen, declare_images, kept_places, part_suffix
 from edgevlm.models.decoder import rotary_tables
 from edgevlm.quant.schemes import StoredMatrix
 from edgevlm.quant.tensor import QuantizedTensor
@@ -45,13 +46,14 @@ class OrtDialect:
         graph.input("num_logits_to_keep", INT64, [])
         for index in range(spec.num_hidden_layers):
             for kind in ("key", "value"):
-                graph.input(f"past_key_values.{index}.{kind}", FLOAT, self._cache_shape("past_sequence_length"))
-        lengths = graph.op("ReduceSum", [mask, graph.integers(1)], "mask.lengths", keepdims=0)
-        last = graph.op("Sub", [lengths, graph.integers(1)], "mask.last")
-        graph.op("Cast", [last], "seqlens_k", to=INT32)
-        shape = graph.op("Shape", [mask], "mask.total", start=1, end=2)
-        total = graph.op("Squeeze", [shape, graph.integers(0)], "mask.total_scalar")
-        graph.op("Cast", [total], "total_sequence_length", to=INT32)
+                graph.input(f"past_key_values.{index}.{kind}", FLOAT, self._cache_shape(index, "past_sequence_length"))
+        self._lengths(mask, 0)
+        for part in range(1, 1 + len(spec.token_drop.stages) if spec.token_drop else 0):
+            name = part_suffix(part)
+            shape: list[str | int] = ["batch_size", f"total_sequence_length{name}"]
+            self._lengths(graph.input(f"attention_mask{name}", INT64, shape), part)
+        if spec.token_drop:
+            declare_images(graph)
         if spec.rope_sections:
             self._rotary_of_positions()
         else:
@@ -62,6 +64,21 @@ class OrtDialect:
         keep = graph.op("Neg", ["num_logits_to_keep"], "keep.start")
         graph.op("Reshape", [keep, graph.integers(1)], "keep.starts")
         return embeds
+
+    def _lengths(self, mask: str, part: int) -> None:
+        """What attention is told of the sequence's length in a part of the layers."""
+        graph, suffix = self.graph, part_suffix(part)
+        lengths = graph.op("ReduceSum", [mask, graph.integers(1)], f"mask.lengths{suffix}", keepdims=0)
+        last = graph.op("Sub", [lengths, graph.integers(1)], f"mask.last{suffix}")
+        graph.op("Cast", [last], f"seqlens_k{suffix}", to=INT32)
+        shape = graph.op("Shape", [mask], f"mask.total{suffix}", start=1, end=2)
+        total = graph.op("Squeeze", [shape, graph.integers(0)], f"mask.total_scalar{suffix}")
+        graph.op("Cast", [total], f"total_sequence_length{suffix}", to=INT32)
+
+    def _part(self, layer: int) -> str:
+        """What ends the names that belong to a layer's part."""
+        drop = self.spec.token_drop
+        return part_suffix(drop.part(layer)) if drop else ""
 
     def _rotary_of_positions(self) -> None:
         """M-RoPE: cosine and sine `[B, S, D / 2]` of the positions `[3, B, S]` on three axes, which are an input.
@@ -86,8 +103,18 @@ class OrtDialect:
             "RotaryEmbedding", inputs, name, num_heads=heads, rotary_embedding_dim=self.spec.rotary_dim
         )
 
-    def _cache_shape(self, length: str) -> list[str | int]:
-        return ["batch_size", self.spec.num_key_value_heads, length, self.spec.head_dim]
+    def _cache_shape(self, layer: int, length: str) -> list[str | int]:
+        return ["batch_size", self.spec.num_key_value_heads, f"{length}{self._part(layer)}", self.spec.head_dim]
+
+    def drop_tokens(self, stage: int, seen: Seen, normed: str) -> tuple[str, str]:
+        """States `[B, S, H]` behind a layer and their norm, of the tokens that go on behind a stage."""
+        drop, graph = self.spec.token_drop, self.graph
+        assert drop is not None
+        kept = kept_places(graph, self.spec, drop, stage, seen)
+        return (
+            graph.op("Gather", [seen.states, kept], f"drop.{stage + 1}.states", axis=1),
+            graph.op("Gather", [normed, kept], f"drop.{stage + 1}.normed", axis=1),
+        )
 
     def keep_last(self, x: str, name: str) -> str:
         """`[B, S, C]` to its last `num_logits_to_keep` positions; all of them for 0, since -0 is the start."""
@@ -201,8 +228,9 @@ class OrtDialect:
         Queries and keys are turned by their places in the sequence, unless the positions are an input. `query` alone
         may hold queries, keys and values side by side; then `key` and `value` are empty.
         """
-        spec, past = self.spec, f"past_key_values.{index}"
-        inputs = [query, key, value, f"{past}.key", f"{past}.value", "seqlens_k", "total_sequence_length"]
+        spec, past, part = self.spec, f"past_key_values.{index}", self._part(index)
+        lengths = [f"seqlens_k{part}", f"total_sequence_length{part}"]
+        inputs = [query, key, value, f"{past}.key", f"{past}.value", *lengths]
         present = [f"present.{index}.key", f"present.{index}.value"]
         self.graph.ops(
             "GroupQueryAttention",
@@ -233,4 +261,6 @@ class OrtDialect:
         graph.output("logits", FLOAT, ["batch_size", "num_logits", spec.vocab_size])
         for index in range(spec.num_hidden_layers):
             for kind in ("key", "value"):
-                graph.output(f"present.{index}.{kind}", FLOAT, self._cache_shape("total_sequence_length"))
+                graph.output(f"present.{index}.{kind}", FLOAT, self._cache_shape(index, "total_sequence_length"))
+        for number in range(1, 1 + len(spec.token_drop.stages) if spec.token_drop else 0):
+            graph.output(f"kept_positions.{number}", INT64, [f"kept_length.{number}"])

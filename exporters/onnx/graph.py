@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _INLINE_BELOW = 1024
 FLOAT = onnx.TensorProto.FLOAT
 INT32 = onnx.TensorProto.INT32
 INT64 = onnx.TensorProto.INT64
+BOOL = onnx.TensorProto.BOOL
 
 
 class Graph:
@@ -61,6 +63,11 @@ class Graph:
         name = "const." + "_".join(str(value) for value in values)
         return self.constant(name, np.array(values, dtype=np.int64))
 
+    @staticmethod
+    def filling(value: int) -> onnx.TensorProto:
+        """What `ConstantOfShape` fills an int64 tensor with."""
+        return helper.make_tensor("value", INT64, [1], [value])
+
     def weight(self, name: str, value: NDArray[Any]) -> str:
         """A weight of the model."""
         self.weight_bytes += value.nbytes
@@ -86,6 +93,23 @@ class Graph:
         """Add a node; an empty name stands for an absent optional input or output."""
         name = next(output for output in outputs if output)
         self._nodes.append(helper.make_node(kind, inputs, outputs, name, domain=domain, **attributes))
+
+    def choose(
+        self, condition: str, output: str, data_type: int, then: Callable[[], str], otherwise: Callable[[], str]
+    ) -> str:
+        """Add an `If` with one output, a vector; each branch adds its nodes and returns the name of its result."""
+        branches = {
+            name: self._branch(f"{output}.{name}", data_type, make)
+            for name, make in (("then_branch", then), ("else_branch", otherwise))
+        }
+        return self.op("If", [condition], output, **branches)
+
+    def _branch(self, name: str, data_type: int, make: Callable[[], str]) -> onnx.GraphProto:
+        """What `make` adds, as a graph of its own that reads names of this one."""
+        around, self._nodes = self._nodes, []
+        result = make()
+        inside, self._nodes = self._nodes, around
+        return helper.make_graph(inside, name, [], [helper.make_tensor_value_info(result, data_type, [f"{name}.size"])])
 
     def save(self, path: Path) -> None:
         """Write the model file.
