@@ -8,16 +8,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgevlm.pruning.tokens.aim_merge import AimMerge
 from edgevlm.pruning.tokens.attention import Attention
+from edgevlm.pruning.tokens.cluster import Cluster
 from edgevlm.pruning.tokens.divprune import DivPrune
 from edgevlm.pruning.tokens.fastervlm import FasterVlm
+from edgevlm.pruning.tokens.fopru import FoPru
+from edgevlm.pruning.tokens.gprune import GPrune
+from edgevlm.pruning.tokens.hired import HiRed
 from edgevlm.pruning.tokens.pool import Pool
+from edgevlm.pruning.tokens.prumerge import PruMerge
 from edgevlm.pruning.tokens.random_tokens import RandomTokens
 from edgevlm.pruning.tokens.reducer import Reducer
 from edgevlm.pruning.tokens.resolution import Resolution
+from edgevlm.pruning.tokens.tome import ToMe
 from edgevlm.pruning.tokens.uniform import Uniform
+from edgevlm.pruning.tokens.visionzip import VisionZip
+from edgevlm.pruning.tokens.vtc_cls import VtcCls
 
-#: In the order in which they are listed.
+#: In the order in which they are listed: baselines, by attention, by likeness, merging.
 REDUCERS: dict[str, type[Reducer[Any]]] = {
-    reducer.name: reducer for reducer in (Resolution, Uniform, RandomTokens, Pool, FasterVlm, Attention, DivPrune)
+    reducer.name: reducer
+    for reducer in (
+        *(Resolution, Uniform, RandomTokens, Pool),
+        *(FasterVlm, VtcCls, FoPru, HiRed, Attention),
+        *(DivPrune, GPrune),
+        *(VisionZip, PruMerge, ToMe, AimMerge, Cluster),
+    )
 }

@@ -86,3 +86,45 @@ def test_divprune_adds_the_token_farthest_from_those_it_has() -> None:
 
 def test_divprune_of_equal_tokens_takes_the_first_and_none_twice() -> None:
     assert reducer("divprune", vision_spec(CLIP), 5).select(torch.ones(1, 36, 3), NONE).tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_vtc_cls_sums_the_layers_from_its_start() -> None:
+    seen = taps((-3, -2, -1), 37)
+    for start, layers in ((0, (-3, -2, -1)), (1, (-2, -1)), (None, (-2, -1))):
+        scores = sum(attention(seen.found[layer])[:, :, 0, 1:].mean(1) for layer in layers)
+        kept = reducer("vtc-cls", vision_spec(CLIP), 9, start=start).select(torch.zeros(2, 36, 3), seen)
+        assert kept.tolist() == [highest(row, 9) for row in scores]
+
+
+def test_fopru_ranks_tokens_or_rows() -> None:
+    seen, x = taps((-1,), 37), torch.zeros(2, 36, 3)
+    scores = attention(seen.found[-1]).mean((1, 2))[:, 1:]
+    assert reducer("fopru", vision_spec(CLIP), 12).select(x, seen).tolist() == [highest(row, 12) for row in scores]
+    wanted = [[6 * r + c for r in highest(row.reshape(6, 6).sum(1), 2) for c in range(6)] for row in scores]
+    assert reducer("fopru", vision_spec(CLIP), 12, strategy="row").select(x, seen).tolist() == wanted
+
+
+def test_hired_of_one_square_sums_heads() -> None:
+    seen = taps((-1,), 37)
+    scores = attention(seen.found[-1])[:, :, 0, 1:].sum(1)
+    kept = reducer("hired", vision_spec(CLIP), 9).select(torch.zeros(2, 36, 3), seen)
+    assert kept.tolist() == [highest(row, 9) for row in scores]
+
+
+def test_gprune_keeps_what_has_most_information_for_its_edges() -> None:
+    generator = torch.Generator().manual_seed(5)
+    centres = torch.randn(1, 6, 8, generator=generator).repeat_interleave(6, dim=1)
+    x = centres + 0.4 * torch.randn(2, 36, 8, generator=generator)
+    wanted = []
+    for features in rows(x):
+        units = features / np.linalg.norm(features, axis=1, keepdims=True)
+        cosine = units @ units.T
+        edges = cosine > 0.5
+        assert 36 < edges.sum() < 36 * 36, "the graph is neither empty nor full"
+        flow = np.where(edges, np.exp(cosine / 0.03), 0)
+        flow /= flow.sum(1, keepdims=True)
+        information = np.full(36, 1 / 36)
+        for _ in range(5):
+            information = flow.T @ information
+        wanted.append(highest(information / edges.sum(1), 9))
+    assert reducer("gprune", vision_spec(CLIP), 9).select(x, NONE).tolist() == wanted
