@@ -102,7 +102,8 @@ def answer(reference: Any, drop: TokenDropSpec, x: Tensor, images: list[Image]) 
                 size = {place: float(key[at(place)].abs().sum()) for place in places}
                 text = [p for p in places if image.tokens[-1] < p <= image.last and p not in every]
                 own = sorted(tokens, key=lambda p: -size[p])[: drop.image_pivots]
-                pivots = own + sorted(text, key=lambda p: -size[p])[: drop.text_pivots]
+                other = sorted(text, key=lambda p: -size[p]) + tokens
+                pivots = own + other[: drop.text_pivots]
                 chosen = list(own)
                 states = norm(x)
                 wanted = stage.keep - len(own)

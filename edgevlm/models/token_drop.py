@@ -9,8 +9,8 @@ places that go on. K tokens of each image do; everything else always does. Two s
   side, before the rotation, so that the norm does not depend on the place), first those of the image, which are kept,
   then those of the text behind it. Pivot after pivot takes the tokens least similar to it, by the cosine of the hidden
   states behind the decoder's last norm, among those not yet taken, until K are kept; each takes as many as the others,
-  the first ones one more where that does not divide. Where there is less text than pivots, places from the front stand
-  in.
+  the first ones one more where that does not divide. Where there is less text than pivots, the image's first tokens
+  stand in.
 
 Of equal scores the first place wins, here and in ONNX. Positions behind a stage are counted anew, from 0 without gaps.
 """
@@ -139,7 +139,8 @@ def _least_duplicate(
     text[images] = False
     places = torch.arange(prompt.length)
     behind = text & (places > images[:, -1:]) & (places <= prompt.last)
-    other = _ranked(torch.where(behind, size, torch.tensor(-1.0)))[:, : drop.text_pivots]
+    instead = torch.where(places >= images[:, :1], -1.0, -2.0)
+    other = _ranked(torch.where(behind, size, instead))[:, : drop.text_pivots]
     pivots = torch.cat((images.gather(1, own), other), dim=1)
     states = F.normalize(norm(passage.after[0]), dim=-1)
     similar = states[pivots] @ states[images].transpose(1, 2)

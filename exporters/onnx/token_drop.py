@@ -164,27 +164,28 @@ class _Choice:
         return taken
 
     def _text_sizes(self, images: str, length: str, sizes: str) -> str:
-        """Norms `[M, S]` of the keys of text behind each image, and -1 elsewhere."""
+        """Norms `[M, S]` of the keys of text behind each image; -1 for other places from the image on, -2 before it."""
         graph, name = self.graph, self.name
         every = graph.op("Expand", [graph.integers(1), length], f"{name}.text_every")
         flat = graph.op("Reshape", [images, graph.integers(-1)], f"{name}.text_images")
-        none = graph.op(
-            "ConstantOfShape",
-            [graph.op("Shape", [flat], f"{name}.text_count")],
-            f"{name}.text_none",
-            value=graph.filling(0),
-        )
-        text = graph.op("ScatterElements", [every, flat, none], f"{name}.text_flags", axis=0)
+        shape = graph.op("Shape", [flat], f"{name}.text_count")
+        none = graph.op("ConstantOfShape", [shape], f"{name}.text_none", value=graph.filling(0))
+        flags = graph.op("ScatterElements", [every, flat, none], f"{name}.text_flags", axis=0)
+        text = graph.op("Cast", [flags], f"{name}.text", to=BOOL)
         zero, one = graph.constant("zero", np.array(0)), graph.constant("one", np.array(1))
         scalar = graph.op("Squeeze", [length, graph.integers(0)], f"{name}.text_length")
         places = graph.op("Range", [zero, scalar, one], f"{name}.text_places")
-        last = graph.op(
-            "Slice", [images, graph.integers(-1), graph.integers(_INT64_MAX), graph.integers(1)], f"{name}.image_ends"
-        )
-        later = graph.op("Greater", [places, last], f"{name}.text_later")
-        behind = graph.op("And", [graph.op("Cast", [text], f"{name}.text", to=BOOL), later], f"{name}.text_behind")
-        lowest = graph.constant("lowest", np.array(-1, np.float32))
-        return graph.op("Where", [behind, sizes, lowest], f"{name}.text_sizes")
+        column = {"first": (0, 1), "last": (-1, _INT64_MAX)}
+        edges = {
+            edge: graph.op("Slice", [images, *map(graph.integers, (*cut, 1))], f"{name}.image_{edge}")
+            for edge, cut in column.items()
+        }
+        later = graph.op("Greater", [places, edges["last"]], f"{name}.text_later")
+        behind = graph.op("And", [text, later], f"{name}.text_behind")
+        begun = graph.op("GreaterOrEqual", [places, edges["first"]], f"{name}.text_begun")
+        low = [graph.constant(f"minus.{value}", np.array(-value, np.float32)) for value in (1, 2)]
+        instead = graph.op("Where", [begun, *low], f"{name}.text_instead")
+        return graph.op("Where", [behind, sizes, instead], f"{name}.text_sizes")
 
     def _projection(self, which: int) -> str:
         """Queries (0) or keys (1) `[B, S, heads * D]` before the rotation."""

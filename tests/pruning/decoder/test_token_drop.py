@@ -22,8 +22,9 @@ FASTV = TokenDropSpec("fastv", "attention", N, (DropStage(2, 5),))
 PYRAMID = TokenDropSpec("pyramiddrop", "attention", N, (DropStage(1, 8), DropStage(2, 5), DropStage(3, 2)))
 DART = TokenDropSpec("dart", "duplicate", N, (DropStage(2, 6),), image_pivots=2, text_pivots=3)
 DROPS = {"fastv": FASTV, "pyramiddrop": PYRAMID, "dart": DART}
-#: Two prompts with answers: text, image, text; then text, two images, text. Lengths of what is no image.
-TURNS = [[4, 0, 5], [3, 0, 2, 0, 6]]
+#: Two prompts with answers: text, image, less text than DART has pivots; then text, two images, text.
+#: Lengths of what is no image.
+TURNS = [[4, 0, 2], [3, 0, 2, 0, 6]]
 
 
 def conversation(said: int) -> tuple[list[tuple[int, list[int]]], list[Image], int]:
