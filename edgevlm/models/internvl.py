@@ -17,7 +17,7 @@ from edgevlm.models.checkpoint import open_checkpoint
 from edgevlm.models.configs import PublishedConfig, require, section, validated
 from edgevlm.models.internvl_names import tensor_sources
 from edgevlm.models.loading import assemble, used_tensors, vocabulary_rows
-from edgevlm.models.processor_files import ImageProcessorConfig, check_pixels, disagree, read_processor_files
+from edgevlm.models.processor_files import ImageProcessorConfig, ImageSize, check_pixels, disagree, read_processor_files
 from edgevlm.models.text_config import configured_stops, read_decoder, rope_fields
 from edgevlm.models.tokenizer_files import TokenizerFacts, tokenizer_facts
 from edgevlm.models.vlm import VlmModel
@@ -55,16 +55,11 @@ class _Config(PublishedConfig):
     dynamic_image_size: bool = True
 
 
-class _Size(PublishedConfig):
-    height: int
-    width: int
-
-
 class _ImageProcessor(ImageProcessorConfig):
     resample: Literal[1, 2, 3] = 3
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    size: _Size | int | None = None
+    size: ImageSize | int | None = None
     min_patches: int | None = Field(default=None, ge=1, le=64)
     max_patches: int | None = Field(default=None, ge=1, le=64)
 

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from edgevlm.errors import CheckpointError
 from edgevlm.models.anyres import Pinpoints, load_with_newline, read_tiles
-from edgevlm.models.configs import ImageTokenConfig, PublishedConfig, require, section, validated
+from edgevlm.models.configs import ImageTokenConfig, require, section, validated
 from edgevlm.models.loading import vocabulary_rows
 from edgevlm.models.processor_files import (
     ImageProcessorConfig,
+    ImageSize,
     ProcessorFiles,
     check_pixels,
     disagree,
@@ -60,16 +61,11 @@ class _Config(ImageTokenConfig):
     image_grid_pinpoints: Pinpoints = PINPOINTS
 
 
-class _Size(PublishedConfig):
-    height: int
-    width: int
-
-
 class _ImageProcessor(ImageProcessorConfig):
     resample: Literal[1, 2, 3] = 3
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    size: _Size | None = None
+    size: ImageSize | None = None
     do_center_crop: Literal[False] = False
 
 

@@ -37,6 +37,13 @@ class ImageProcessorConfig(PublishedConfig):
         return _FILTERS[self.resample]
 
 
+class ImageSize(PublishedConfig):
+    """A size by its two sides, in pixels."""
+
+    height: int
+    width: int
+
+
 @dataclass(frozen=True)
 class ProcessorFiles:
     """The raw fields.

@@ -43,6 +43,12 @@ def test_the_answer_is_the_sessions(bundle: Bundle, image: Path, capfd: pytest.C
     assert answer["peak_rss_bytes"] > 1e7
 
 
+def test_a_question_may_be_about_several_images(bundle: Bundle, image: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    twice = ["--image", str(image), "--image", str(image)]
+    assert run(str(bundle.path), *twice, "--prompt", "Which?", "--max-tokens", "2", "--json", *ENGINES) == 0
+    assert json.loads(capfd.readouterr().out)["stats"]["image_tokens"] == 32
+
+
 def test_stats_go_to_standard_error(bundle: Bundle, image: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(str(bundle.path), "--image", str(image), "--prompt", "a", "--max-tokens", "3", *ENGINES, "--stats") == 0
     shown, errors = capfd.readouterr()
