@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -44,20 +45,30 @@ class Sequence:
         positions: int `[1, S]`, or `[3, 1, S]` for M-RoPE.
         is_image: bool `[S]`.
         labels: int64 `[S]`, the token that follows where it belongs to an answer, else `IGNORE`.
+        starts: where images (tiles) begin, for decoders that drop some of their tokens.
     """
 
     positions: Tensor
     is_image: Tensor
     labels: Tensor
+    starts: tuple[int, ...] = ()
+
+    def kept(self, places: Tensor, starts: tuple[int, ...]) -> Sequence:
+        """What is known of the positions at `places`; they are counted anew."""
+        return Sequence(torch.arange(len(places))[None], self.is_image[places], self.labels[places], starts)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Activations:
     """Hidden states `[S, H]` of all samples, float32, in front of some decoder layer; they are overwritten in place."""
 
     spec: DecoderSpec
     states: list[Tensor]
     sequences: list[Sequence]
+
+    def __post_init__(self) -> None:
+        # What a sequence had room for when it was longest.
+        self._rooms = list(self.states)
 
     def __len__(self) -> int:
         return len(self.states)
@@ -68,6 +79,19 @@ class Activations:
         chosen = [index * len(self) // most for index in range(most)]
         kept = [scratch.keep(self.states[index]) for index in chosen]
         return Activations(self.spec, kept, [self.sequences[index] for index in chosen])
+
+    def restore(self, source: Activations) -> None:
+        """Take over the states of what this is a copy of."""
+        for sample, (states, sequence) in enumerate(zip(source.states, source.sequences, strict=True)):
+            self._put(sample, states, sequence)
+
+    def keep(self, sample: int, states: Tensor, places: Tensor, starts: tuple[int, ...]) -> None:
+        """Of a sample's new states `[S, H]` those at `places` go on; images then begin at `starts`."""
+        self._put(sample, states[places], self.sequences[sample].kept(places, starts))
+
+    def _put(self, sample: int, states: Tensor, sequence: Sequence) -> None:
+        self.states[sample] = self._rooms[sample][: len(states)].copy_(states)
+        self.sequences[sample] = sequence
 
     def rotary(self, index: int) -> KeyValue:
         """Cosines and sines of one sample's positions."""
@@ -140,7 +164,8 @@ def embed(model: VlmModel, calibration: Calibration, scratch: Scratch, progress:
         InputError: there are no samples.
     """
     samples = _counted(calibration, progress)
-    activations = Activations(model.spec.decoder, [], [])
+    states: list[Tensor] = []
+    sequences: list[Sequence] = []
     embedder = _Embedder(model)
     for sample in samples:
         parts, answer = embedder.pieces(sample)
@@ -153,9 +178,9 @@ def embed(model: VlmModel, calibration: Calibration, scratch: Scratch, progress:
             labels[-len(answer) :] = torch.tensor(answer)
         is_image = torch.cat([torch.full((part.length,), part.is_image) for part in parts])
         positions = _positions(model.spec.decoder, [part.piece for part in parts], len(rows))
-        activations.states.append(scratch.keep(rows))
-        activations.sequences.append(Sequence(positions, is_image, labels))
-    return activations
+        states.append(scratch.keep(rows))
+        sequences.append(Sequence(positions, is_image, labels, _starts(parts)))
+    return Activations(model.spec.decoder, states, sequences)
 
 
 def _counted(calibration: Calibration, progress: Report) -> Iterable[Sample]:
@@ -164,6 +189,11 @@ def _counted(calibration: Calibration, progress: Report) -> Iterable[Sample]:
     for index, sample in enumerate(calibration.samples()):
         progress(index, calibration.count, f"calibration image {index + 1} of {calibration.count}")
         yield sample
+
+
+def _starts(parts: list[_Part]) -> tuple[int, ...]:
+    places = accumulate((part.length for part in parts), initial=0)
+    return tuple(place for place, part in zip(places, parts, strict=False) if part.is_image)
 
 
 def _rows(model: VlmModel, piece: Piece) -> NDArray[np.float32]:

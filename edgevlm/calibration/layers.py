@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.calibration.activations import Activations
+from edgevlm.calibration.answers import answer_rows
 from edgevlm.models.decoder import Decoder, DecoderLayer, SwiGLU
 from edgevlm.models.footprint import release
+from edgevlm.models.token_drop import Passage, Prompt, kept_places
 
 #: Called with the index of a layer, of a sample, and that sample's states in front of and behind the layer, `[S, H]`.
 Watch: TypeAlias = Callable[[int, int, Tensor, Tensor], None]
@@ -122,7 +124,7 @@ def walk(
         release(stored)
         step = LayerStep(index, layer, activations)
         yield step
-        _advance(step, watch)
+        advance(step, decoder, watch)
 
 
 def run_through(
@@ -134,9 +136,21 @@ def run_through(
 
 
 @torch.no_grad()
-def _advance(step: LayerStep, watch: Watch | None) -> None:
-    for sample, states in enumerate(step.activations.states):
-        outputs = step.outputs(sample)
+def advance(step: LayerStep, decoder: Decoder, watch: Watch | None = None) -> None:
+    """Replace the states in front of a layer by those behind it; of image tokens, those that the decoder lets go on."""
+    drop = decoder.spec.token_drop
+    stage = drop.stage_behind(step.index) if drop else None
+    norm = copy.deepcopy(decoder.norm).float()
+    activations = step.activations
+    for sample, (states, sequence) in enumerate(zip(activations.states, activations.sequences, strict=True)):
+        rotary = activations.rotary(sample)
+        outputs, (keys, _) = step.layer(states[None], rotary, None, None)
         if watch is not None:
-            watch(step.index, sample, states, outputs)
-        states.copy_(outputs)
+            watch(step.index, sample, states, outputs[0])
+        if drop is None or stage is None:
+            states.copy_(outputs[0])
+        else:
+            prompt = Prompt(sequence.starts, int(answer_rows(sequence)[0]), len(states))
+            passage = Passage(states[None], outputs, rotary, keys)
+            places = kept_places(drop, stage, step.layer, norm, passage, prompt)
+            activations.keep(sample, outputs[0], places, prompt.behind(drop, stage).starts)

@@ -1,6 +1,7 @@
 """The walk through the decoder's layers: what passes see, and what a changed layer makes of the next one's inputs."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from decoders import DECODERS
 from onnx_models import make_decoder
 from torch import Tensor, nn
 
-from edgevlm.calibration.activations import Activations, Sequence
+from edgevlm.calibration.activations import IGNORE, Activations, Sequence
 from edgevlm.calibration.layers import linear_groups, walk
+from edgevlm.calibration.scratch import Scratch
 from edgevlm.calibration.statistics import SecondMoments, SquaredNorms, relative_error
 from edgevlm.models.decoder import Decoder
+from edgevlm.spec import DropStage, TokenDropSpec
 
 LENGTHS = (5, 9, 3)
 
@@ -119,3 +122,30 @@ def test_relative_error_is_that_of_the_outputs() -> None:
     outputs, error = rows @ weight.T, rows @ (weight - other).T
     expected = float(error.square().sum() / outputs.square().sum())
     assert relative_error(weight - other, weight, moments.mean) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("score", ["attention", "duplicate"])
+def test_image_tokens_that_the_decoder_drops_are_not_seen_behind(score: str) -> None:
+    """As the decoder itself runs: two images of four tokens, of which two go on behind the first layer."""
+    drop = TokenDropSpec("drop", score, 4, (DropStage(1, 2),), image_pivots=1, text_pivots=1)  # type: ignore[arg-type]
+    decoder = make_decoder(replace(DECODERS["qwen2"], token_drop=drop))
+    states = torch.randn(14, decoder.spec.hidden_size, generator=torch.Generator().manual_seed(4))
+    is_image = torch.tensor([index in range(1, 5) or index in range(6, 10) for index in range(14)])
+    labels = torch.full((14,), IGNORE)
+    labels[12:] = torch.tensor([7, 9])
+    sequence = Sequence(torch.arange(14)[None], is_image, labels, (1, 6))
+    start = Activations(decoder.spec, [states.clone()], [sequence])
+    room = start.copy(Scratch(1 << 20))
+    seen = [len(step.collect(SquaredNorms)["mlp.up_proj"].total) and step.activations.states[0].shape[0]
+            for step in walk(decoder, start)]  # fmt: skip
+    assert seen == [14, 10]
+    # The answer's first token is no part of the prompt, which ends where the label of that token stands.
+    prompt, _ = decoder(states[None, :13], torch.arange(13)[None], image_starts=(1, 6))
+    found = decoder.head(decoder.norm(start.states[0]))
+    np.testing.assert_allclose(found[:9], prompt[0], atol=1e-4)
+    assert start.sequences[0].starts == (1, 4)
+    assert start.sequences[0].labels.tolist()[-2:] == [7, 9]
+    assert int(start.sequences[0].is_image.sum()) == 4
+    start.restore(room)
+    assert torch.equal(start.states[0], states)
+    assert start.sequences[0].starts == (1, 6)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from edgevlm.calibration.activations import IGNORE, Activations
 from edgevlm.calibration.answers import answer_logits
-from edgevlm.calibration.layers import LayerStep, linear_groups, run_through, walk
+from edgevlm.calibration.layers import LayerStep, advance, linear_groups, run_through, walk
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.models.decoder import Decoder, DecoderLayer
 from edgevlm.progress import Report
@@ -60,14 +60,9 @@ def _labels(decoder: Decoder, activations: Activations) -> list[Tensor]:
 
 def _losses(decoder: Decoder, step: LayerStep, room: Activations, labels: list[Tensor], seed: int, sign: int) -> Tensor:
     """Loss of each sample, float64, with one layer moved; `room` is overwritten."""
-    moved = _moved(step.layer, seed + step.index, sign)
-    layers: list[nn.Module] = [moved, *list(decoder.layers)[step.index + 1 :]]
-    for target, source in zip(room.states, step.activations.states, strict=True):
-        target.copy_(source)
-    for stored in layers:
-        layer = stored if stored is moved else copy.deepcopy(stored).float()
-        for sample, states in enumerate(room.states):
-            states.copy_(layer(states[None], room.rotary(sample), None, None)[0][0])
+    room.restore(step.activations)
+    advance(LayerStep(step.index, _moved(step.layer, seed + step.index, sign), room), decoder)
+    run_through(decoder, room, layers=range(step.index + 1, len(decoder.layers)))
     losses = [
         F.cross_entropy(answer_logits(decoder, room, sample).double(), wanted) for sample, wanted in enumerate(labels)
     ]

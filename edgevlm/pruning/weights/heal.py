@@ -77,9 +77,9 @@ class Heal(Pass[HealConfig]):
     needs_calibration = True
 
     def applies_to(self, spec: ModelSpec) -> str | None:
-        """Nothing speaks against it."""
-        del spec
-        return None
+        """Why this model cannot take the pass, or None."""
+        drop = spec.decoder.token_drop
+        return None if drop is None else f"{drop.name} drops image tokens inside the decoder, which is not trained"
 
     def planned(self, spec: ModelSpec) -> ModelSpec:
         """The spec as it is: training changes no shape."""

@@ -56,6 +56,8 @@ class ShortGpt(Pass[ShortGptConfig]):
 
     def applies_to(self, spec: ModelSpec) -> str | None:
         """Why this model cannot take the pass, or None."""
+        if spec.decoder.token_drop is not None:
+            return f"{spec.decoder.token_drop.name} drops image tokens behind layers whose numbers would change"
         have, wanted = spec.decoder.num_hidden_layers, self.config.layers or 1
         return None if wanted < have else f"it has {have} layers, {wanted} cannot go"
 
@@ -133,8 +135,7 @@ def _within(
     room = start.copy(scratch)
     for count in range(1, len(order)):
         progress(count - 1, len(order) - 1, f"without {count} layers")
-        for target, source in zip(room.states, start.states, strict=True):
-            target.copy_(source)
+        room.restore(start)
         run_through(decoder, room, layers=[layer for layer in range(len(order)) if layer not in order[:count]])
         kl = divergence(decoder, room, answers)
         if kl > bound:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from edgevlm.calibration.activations import Activations
 from edgevlm.calibration.layers import LayerStep, run_through
 from edgevlm.models.decoder import Decoder, KeyValue, rotate
+from edgevlm.models.token_drop import Passage, last_token_attention
 
 _NEIGHBOURS = 3
 _TOLERANCE = 0.1
@@ -61,15 +62,8 @@ def core_tokens(step: LayerStep) -> list[Tensor]:
 
 def last_row(step: LayerStep, states: Tensor, rotary: KeyValue) -> Tensor:
     """Attention `[S]` that the last position pays, the mean over the heads."""
-    attention, spec, length = step.layer.self_attn, step.layer.self_attn.spec, len(states)
-    normed = step.layer.input_layernorm(states)
-    query = attention.q_norm(attention.q_proj(normed).view(1, length, spec.num_attention_heads, -1).transpose(1, 2))
-    key = attention.k_norm(attention.k_proj(normed).view(1, length, spec.num_key_value_heads, -1).transpose(1, 2))
-    query, key = rotate(query, *rotary)[0, :, -1], rotate(key, *rotary)[0]
-    key = key.repeat_interleave(spec.num_attention_heads // spec.num_key_value_heads, dim=0)
-    scores = torch.einsum("hd,hsd->hs", query, key) / spec.head_dim**0.5
-    mean: Tensor = scores.softmax(dim=1).mean(0)
-    return mean
+    keys = rotate(step.layer.self_attn.key(step.layer.input_layernorm(states[None])), *rotary)
+    return last_token_attention(step.layer, Passage(states[None], states[None], rotary, keys), len(states) - 1)
 
 
 def choose_tokens(attention: Tensor, states: Tensor) -> Tensor:
