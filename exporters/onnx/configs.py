@@ -121,12 +121,13 @@ def _patches_config(spec: PreprocessSpec, patches: PatchesSpec) -> dict[str, Any
 
 
 def processor_config(spec: ModelSpec) -> dict[str, Any]:
-    """`processor_config.json`: how many image tokens an image becomes."""
+    """`processor_config.json`: how many image tokens an image becomes; fewer than patches where tokens are pruned."""
+    vision = spec.vision
     return {
         "processor_class": "LlavaProcessor",
         "image_token": spec.prompt.image_marker,
-        "patch_size": spec.vision.stride,
-        "num_additional_image_tokens": 0,
+        "patch_size": vision.stride,
+        "num_additional_image_tokens": vision.image_tokens - (vision.image_size // vision.stride) ** 2,
     }
 
 

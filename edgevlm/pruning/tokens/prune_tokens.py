@@ -12,7 +12,7 @@ from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.pruning.tokens import REDUCERS
 from edgevlm.pruning.tokens.attention_scores import has_class_token
-from edgevlm.pruning.tokens.reducer import Options, Reducer
+from edgevlm.pruning.tokens.reducer import Method, Options
 from edgevlm.spec import LdpSpec, ModelSpec, QFormerSpec, RowsLayout, VitSpec
 
 
@@ -58,7 +58,7 @@ class PruneTokens(Pass[PruneTokensConfig]):
         return self.reducer.reduced(model, self.config.keep, self.options)
 
 
-def _find(name: str) -> type[Reducer[Any]]:
+def _find(name: str) -> type[Method[Any]]:
     if name in REDUCERS:
         return REDUCERS[name]
     near = difflib.get_close_matches(name, REDUCERS, n=1, cutoff=0.4)
@@ -66,7 +66,7 @@ def _find(name: str) -> type[Reducer[Any]]:
     raise InputError(f"there is no token reducer {name!r}", "prune_tokens", f"{guess}edgevlm pruners lists all")
 
 
-def _options(reducer: type[Reducer[Any]], given: dict[str, Any], seed: int) -> Options:
+def _options(reducer: type[Method[Any]], given: dict[str, Any], seed: int) -> Options:
     """The method's options; a seed that was not given is the recipe's."""
     known = reducer.Options.model_fields
     try:
@@ -81,7 +81,7 @@ def _options(reducer: type[Reducer[Any]], given: dict[str, Any], seed: int) -> O
         ) from error
 
 
-def _refusal(reducer: type[Reducer[Any]], spec: ModelSpec, keep: int) -> str | None:
+def _refusal(reducer: type[Method[Any]], spec: ModelSpec, keep: int) -> str | None:
     """Why a model cannot take the method, as far as one reason serves several methods."""
     vision = spec.vision
     encoder, projector = vision.encoder, vision.projector
@@ -93,7 +93,11 @@ def _refusal(reducer: type[Reducer[Any]], spec: ModelSpec, keep: int) -> str | N
         return f"its Q-Former makes {projector.num_queries} tokens of an image already, so nothing would be gained"
     if spec.preprocess.patches is not None:
         return "its images keep their shape, so that the number of their tokens is not fixed"
+    if spec.decoder.token_drop is not None:
+        return f"{spec.decoder.token_drop.name} drops its image tokens already"
     if isinstance(spec.prompt.image_layout, RowsLayout):
+        if reducer.inside_decoder:
+            return "it joins the tokens of all tiles to one map, so that the number of an image's tokens is not fixed"
         return "it joins the tokens of all tiles to one map with an end to each row, for which every token is needed"
     if isinstance(encoder, VitSpec) and encoder.keep_class_token:
         return "its class token stands among the image tokens"

@@ -1,14 +1,15 @@
 """What a method of reducing visual tokens is: its description, what it refuses, and the module that does it.
 
-A method is one class in one file: how people know it, what it needs, and `forward`, from the embeddings of an image
-`[B, N, C]` to fewer `[B, K, C]`. K is fixed, so that the whole stands in the vision graph. Ties are broken in favour of
-the token that comes first, and with `select`, the tokens that are kept stay in their order.
+A method is one class in one file: how people know it, what it needs, and, for those in front of the decoder, `forward`,
+from the embeddings of an image `[B, N, C]` to fewer `[B, K, C]`. K is fixed, so that the whole stands in the vision
+graph. Ties are broken in favour of the token that comes first, and with `select`, the tokens that are kept stay in
+their order. Methods inside the decoder are in `edgevlm.pruning.tokens.inside_decoder`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -29,7 +30,7 @@ class Options(BaseModel):
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-class Reducer(TokenReducer, Generic[OptionsT]):
+class Method(ABC, Generic[OptionsT]):
     """One method.
 
     Attributes:
@@ -52,6 +53,25 @@ class Reducer(TokenReducer, Generic[OptionsT]):
     inside_decoder: ClassVar[bool] = False
     Options: ClassVar[type[Options]] = Options
 
+    @classmethod
+    def refuses(cls, spec: ModelSpec, keep: int, options: OptionsT) -> str | None:  # noqa: ARG003
+        """Why the method itself cannot be used on this model, or None."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def planned(cls, spec: ModelSpec, keep: int, options: OptionsT) -> ModelSpec:
+        """The spec of the model with the method."""
+
+    @classmethod
+    @abstractmethod
+    def reduced(cls, model: VlmModel, keep: int, options: OptionsT) -> VlmModel:
+        """The model with the method."""
+
+
+class Reducer(Method[OptionsT], TokenReducer):
+    """A method in the vision graph."""
+
     def __init__(self, vision: VisionSpec, keep: int, options: OptionsT) -> None:
         """Make the module for a vision side as it is without it; `refuses` has been asked."""
         super().__init__()
@@ -66,14 +86,9 @@ class Reducer(TokenReducer, Generic[OptionsT]):
         """Embeddings `[B, N, C]` to `[B, K, C]`."""
 
     @classmethod
-    def refuses(cls, spec: ModelSpec, keep: int, options: OptionsT) -> str | None:  # noqa: ARG003
-        """Why the method itself cannot be used on this model, or None."""
-        return None
-
-    @classmethod
     def planned(cls, spec: ModelSpec, keep: int, options: OptionsT) -> ModelSpec:
         """The spec of the model with the method."""
-        pairs = tuple((name, str(value)) for name, value in options.model_dump().items())
+        pairs = tuple((name, str(value)) for name, value in options.model_dump().items() if value is not None)
         vision = dataclasses.replace(spec.vision, image_tokens=keep, reducer=ReducerSpec(cls.name, keep, pairs))
         return dataclasses.replace(spec, vision=vision)
 

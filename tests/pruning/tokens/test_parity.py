@@ -23,8 +23,8 @@ from edgevlm.spec import VisionSpec
 from edgevlm.zoo.scenes import scenes
 
 IMAGES, KEEP = 64, 9
-WITHOUT_CLASS = [name for name, cls in REDUCERS.items() if name != "resolution" and not cls.uses_cls]
-EVERY = [name for name in REDUCERS if name != "resolution"]
+EVERY = [name for name, cls in REDUCERS.items() if name != "resolution" and not cls.inside_decoder]
+WITHOUT_CLASS = [name for name in EVERY if not REDUCERS[name].uses_cls]
 
 
 class Together(TokenReducer):
