@@ -34,10 +34,11 @@ from edgevlm.calibration.layers import run_through
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.calibration.sources import open_calibration
 from edgevlm.longrun import cache_folder, interrupts
-from edgevlm.models.decoder import KeyValue, rotary_for
+from edgevlm.models.decoder import rotary_for
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.progress import Report, part_of
+from edgevlm.pruning.weights.packs import groups_of, pack
 from edgevlm.pruning.weights.rebuild import with_decoder, with_note
 from edgevlm.pruning.weights.student import Student
 from edgevlm.spec import ModelSpec
@@ -52,7 +53,7 @@ class HealConfig(BaseModel):
 
     Attributes:
         steps: of the optimiser (AdamW, cosine schedule).
-        batch: samples a step.
+        batch: images a step, each with all questions that stand next to one another in the data.
         rate: the highest learning rate.
         rank: train LoRA factors of this rank instead of all weights of the decoder's layers: less memory, less change.
         n: samples from the same source as calibration's; None takes those of calibration.
@@ -102,7 +103,7 @@ class Heal(Pass[HealConfig]):
         weights = {n: scratch.keep(value, stored[n].dtype) for n, value in trainer.student.weights().items()}
         healed = with_decoder(model, model.spec.decoder, weights)
         how = "all weights" if self.config.rank is None else f"LoRA factors of rank {self.config.rank}"
-        seen = f"{self.config.steps} steps of {self.config.batch} among {calibration.count} samples"
+        seen = f"{self.config.steps} steps of {self.config.batch} images among {calibration.count} samples"
         return with_note(healed, f"heal: {how} of the decoder's layers, {seen}, KL divergence {loss:.4f} at the end")
 
     def _samples(self, given: Calibration) -> Calibration:
@@ -155,7 +156,8 @@ class Trainer:
 
     def __init__(self, config: HealConfig, seed: int, model: VlmModel, lesson: Lesson, memory: int) -> None:
         self.config, self.seed, self.lesson, self.model = config, seed, lesson, model
-        longest = max(map(len, lesson.start.states))
+        self._groups = groups_of(lesson.start)
+        longest = max(sum(len(lesson.start.states[sample]) for sample in group) for group in self._groups)
         spec = model.spec.decoder
         # About twenty arrays of a layer's width are kept for the way back.
         kept = 80 * config.batch * longest * spec.hidden_size * spec.num_hidden_layers
@@ -200,30 +202,30 @@ class Trainer:
         self.step += 1
         return float(divergence.detach())
 
-    def _batch(self) -> list[int]:
-        """Samples of this step: each epoch is a permutation of all."""
-        count, batch = len(self.lesson.start), min(self.config.batch, len(self.lesson.start))
+    def _batch(self) -> list[list[int]]:
+        """Groups of samples of this step: each epoch is a permutation of all."""
+        count = len(self._groups)
+        batch = min(self.config.batch, count)
         chosen = []
         for position in range(self.step * batch, (self.step + 1) * batch):
             epoch, place = divmod(position, count)
-            chosen.append(int(np.random.default_rng([self.seed, epoch]).permutation(count)[place]))
+            chosen.append(self._groups[np.random.default_rng([self.seed, epoch]).permutation(count)[place]])
         return chosen
 
-    def _losses(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _losses(self, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """KL divergence at the answers, and the distance of the states."""
-        lesson = self.lesson
-        states, rotary, valid = pad(lesson.start, batch)
-        outputs = self.student(states, rotary)
-        distances = []
+        lesson, packed = self.lesson, pack(self.lesson.start, groups)
+        rotary = rotary_for(lesson.start.spec, packed.positions)
+        outputs = self.student(packed.fill(lesson.start.states), rotary, packed.mask)
+        valid, distances = packed.valid, []
         for anchor in lesson.anchors:
-            wanted = torch.nn.utils.rnn.pad_sequence([lesson.targets[anchor][i] for i in batch], batch_first=True)
-            wanted = wanted.float()
-            error = (outputs[anchor] - wanted).square().sum(-1)[valid] / wanted.square().sum(-1)[valid]
-            distances.append(error.mean())
-        rows = [outputs[-1][row, answer_rows(lesson.start.sequences[i])] for row, i in enumerate(batch)]
+            wanted = packed.fill(lesson.targets[anchor])[valid]
+            distances.append(((outputs[anchor][valid] - wanted).square().sum(1) / wanted.square().sum(1)).mean())
+        where = zip(packed.samples, packed.rows, packed.places, strict=True)
+        rows = [outputs[-1][row, places[answer_rows(lesson.start.sequences[i])]] for i, row, places in where]
         found = self._head(self._norm(torch.cat(rows))).log_softmax(1)
         with torch.no_grad():
-            expected = self._head(torch.cat([lesson.answers[i] for i in batch])).log_softmax(1)
+            expected = self._head(torch.cat([lesson.answers[i] for i in packed.samples])).log_softmax(1)
         divergence = F.kl_div(found, expected, reduction="batchmean", log_target=True)
         return divergence, torch.stack(distances).mean()
 
@@ -259,16 +261,3 @@ class Trainer:
         for value in (*self.model.decoder.state_dict().values(), *self.lesson.start.states, *self.lesson.answers):
             digest.update(f"{float(value.sum(dtype=torch.float64))} ".encode())
         return cache_folder() / "heal" / f"{digest.hexdigest()[:32]}.pt"
-
-
-def pad(activations: Activations, batch: Sequence[int]) -> tuple[Tensor, KeyValue, Tensor]:
-    """States `[B, S, H]` of some samples, their rotary tables, and which positions are no padding, bool `[B, S]`.
-
-    Padding stands behind, where causal attention does not look.
-    """
-    states = [activations.states[i] for i in batch]
-    longest = max(map(len, states))
-    positions = [activations.sequences[i].positions for i in batch]
-    padded = torch.cat([F.pad(each, (0, longest - each.shape[-1])) for each in positions], dim=-2)
-    valid = torch.arange(longest) < torch.tensor([len(each) for each in states])[:, None]
-    return torch.nn.utils.rnn.pad_sequence(states, batch_first=True), rotary_for(activations.spec, padded), valid

@@ -75,14 +75,14 @@ class Student(nn.Module):
         """What an optimiser changes."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def forward(self, states: Tensor, rotary: KeyValue) -> list[Tensor]:
-        """States `[B, S, H]` in front of the first layer to those behind each layer."""
+    def forward(self, states: Tensor, rotary: KeyValue, mask: Tensor | None = None) -> list[Tensor]:
+        """States `[B, S, H]` in front of the first layer to those behind each; `mask` is bool `[B, 1, S, S]`."""
         found = []
         for layer in self.layers:
             if self._save_memory:
-                states = checkpoint(_outputs, layer, states, rotary, use_reentrant=False)
+                states = checkpoint(_outputs, layer, states, rotary, mask, use_reentrant=False)
             else:
-                states = _outputs(layer, states, rotary)
+                states = _outputs(layer, states, rotary, mask)
             found.append(states)
         return found
 
@@ -102,8 +102,8 @@ class Student(nn.Module):
         return tensors
 
 
-def _outputs(layer: nn.Module, states: Tensor, rotary: KeyValue) -> Tensor:
-    result: Tensor = layer(states, rotary, None, None)[0]
+def _outputs(layer: nn.Module, states: Tensor, rotary: KeyValue, mask: Tensor | None) -> Tensor:
+    result: Tensor = layer(states, rotary, None, mask)[0]
     return result
 
 

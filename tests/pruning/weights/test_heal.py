@@ -18,6 +18,7 @@ from edgevlm.calibration.scratch import Scratch
 from edgevlm.models import VlmModel, load, resolve
 from edgevlm.passes import PassContext
 from edgevlm.pruning.weights.heal import Heal, HealConfig, Trainer, teach
+from edgevlm.pruning.weights.packs import groups_of
 from edgevlm.pruning.weights.shortgpt import ShortGpt, divergence
 from edgevlm.pruning.weights.sparsify import PruneWeights
 from edgevlm.pruning.weights.student import Student
@@ -93,8 +94,11 @@ def test_losses_are_those_of_each_sample_alone(nano: VlmModel, short: VlmModel, 
             ((behind["student", s] - behind["teacher", t]).square().sum(1) / behind["teacher", t].square().sum(1))
             for t, s in sorted(pairs)
         ])  # fmt: skip
-    loss, distance = trainer._losses(batch)
+    loss, distance = trainer._losses([[0], [3], [7], [9]])
     assert float(loss) == pytest.approx(float(torch.cat(divergences).mean()), rel=1e-3)
+    packed, apart = trainer._losses([[0, 1, 2], [7, 8]]), trainer._losses([[0], [1], [2], [7], [8]])
+    assert groups_of(start)[0][:3] == [0, 1, 2]
+    assert float(packed[0]) == pytest.approx(float(apart[0]), rel=1e-4)
     each = [float(torch.cat(column).mean()) for column in zip(*distances, strict=True)]
     assert float(distance) == pytest.approx(float(np.mean(each)), rel=1e-2)
 
@@ -120,10 +124,10 @@ def test_a_student_starts_as_the_pruned_model(rank: int | None, short: VlmModel,
 def test_the_model_learns_to_answer_like_the_original(
     rank: int | None, nano: VlmModel, short: VlmModel, calibration: Calibration
 ) -> None:
-    healed = heal(nano, short, calibration, steps=15, batch=4, rate=2e-3, **({} if rank is None else {"rank": rank}))
+    healed = heal(nano, short, calibration, steps=15, batch=2, rate=2e-3, **({} if rank is None else {"rank": rank}))
     before, after = kl(nano, short, calibration), kl(nano, healed, calibration)
     assert after < 0.6 * before
-    assert "15 steps of 4 among 12 samples" in healed.spec.notes[-1]
+    assert "15 steps of 2 images among 12 samples" in healed.spec.notes[-1]
     old, new = short.decoder.state_dict(), healed.decoder.state_dict()
     assert all(new[name].dtype == value.dtype for name, value in old.items())
     rest = [name for name in old if not name.startswith("layers.")]
@@ -146,7 +150,7 @@ def test_the_vocabulary_may_be_smaller_than_the_original_s(nano: VlmModel, calib
     """Distributions are compared over the tokens that both have; the prompts are the original's."""
     small = run(TrimVocabulary, nano, calibration)
     trainer = trainer_of(nano, small, calibration)
-    loss, distance = trainer._losses([0, 1])
+    loss, distance = trainer._losses([[0], [1]])
     assert float(loss.detach()) == pytest.approx(0, abs=1e-5)
     assert float(distance.detach()) == pytest.approx(0, abs=1e-4)
 
@@ -203,12 +207,14 @@ def test_more_samples_than_for_calibration(nano: VlmModel, short: VlmModel, cali
     assert "among 20 samples" in healed.spec.notes[-1]
 
 
-def test_every_epoch_shows_every_sample_once(nano: VlmModel, short: VlmModel, calibration: Calibration) -> None:
-    trainer = trainer_of(nano, short, calibration, batch=5)
+def test_every_epoch_shows_every_sample_once(nano: VlmModel, short: VlmModel) -> None:
+    trainer = trainer_of(nano, short, scenes(30), batch=2)
+    groups = groups_of(trainer.lesson.start)
+    assert len(groups) > 4
     shown = []
-    for step in range(12):
+    for step in range(2 * len(groups)):
         trainer.step = step
         shown += trainer._batch()
-    epochs = [shown[start : start + 12] for start in range(0, 60, 12)]
-    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    epochs = [shown[start : start + len(groups)] for start in range(0, 4 * len(groups), len(groups))]
+    assert all(sorted(epoch) == groups for epoch in epochs)
     assert epochs[0] != epochs[1]
