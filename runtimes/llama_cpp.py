@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import EngineError, InputError
+from edgevlm.heap import huge_pages
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
 from edgevlm.runtimes.checks import check_fits, context_length, thread_count
 from edgevlm.runtimes.llama_embedding import TokenEmbedding
@@ -108,7 +109,8 @@ class LlamaCppDecoder:
         parameters = library.llama_model_default_params()
         # Most weights are copied into another layout on loading; a mapped file would stay resident beside the copy.
         parameters.load_mode = library.LLAMA_LOAD_MODE_NONE
-        self._model = library.llama_model_load_from_file(self._path.encode(), parameters)
+        with huge_pages():
+            self._model = library.llama_model_load_from_file(self._path.encode(), parameters)
         if not self._model:
             raise _explained("llama.cpp cannot load the model", self._path)
         rows = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self._model))

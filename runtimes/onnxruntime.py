@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import BundleError
-from edgevlm.heap import trim_heap
+from edgevlm.heap import huge_pages, trim_heap
 from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
 from edgevlm.runtimes.checks import (
@@ -137,7 +137,8 @@ class OnnxRuntimeDecoder:
         self.context_length = context_length(options, numbers.max_position_embeddings)
         self.position = 0
         self._threads = thread_count(options.threads)
-        self._session = _open_session(decoder, self._threads, {})
+        with huge_pages():
+            self._session = _open_session(decoder, self._threads, {})
         self._embed = _open_session(embed, 1, {})
         self._inputs = {item.name: item for item in self._session.get_inputs()}
         self._check_inputs(decoder, spec)
