@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -22,13 +22,15 @@ from edgevlm.runtimes.base import Float32, Segment
 class Embeddings:
     """Embeddings `[N, H]` of an image or a part of one; `key` and `index` identify them.
 
-    `grid` is the image's rows and columns where these count for the rotary positions.
+    `grid` is the image's rows and columns where these count for the rotary positions. `turn` counts the parts behind it
+    that its turn goes on for, where the decoder chooses among its tokens by them; else it is 0.
     """
 
     key: bytes
     index: int
     rows: Float32 = field(compare=False)
     grid: tuple[int, int] | None = None
+    turn: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,6 +109,32 @@ def common_prefix(held: Sequence[Part], wanted: Sequence[Part]) -> int:
     """How many parts at the front are the same."""
     pairs = enumerate(zip(held, wanted, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(held), len(wanted)))
+
+
+def with_turn(parts: Sequence[Part], begin: int) -> list[Part]:
+    """The parts, in which those embeddings from `begin` on know that their turn ends with the last part."""
+    return [
+        replace(part, turn=len(parts) - 1 - index) if index >= begin and isinstance(part, Embeddings) else part
+        for index, part in enumerate(parts)
+    ]
+
+
+def whole_turns(parts: Sequence[Part], keep: int) -> int:
+    """How many parts at the front can be kept, at most `keep`, without parting embeddings from their turn."""
+    ends = _turn_ends(parts[:keep])
+    return min((index for index, end in ends.items() if end > keep), default=keep)
+
+
+def prefills(parts: Sequence[Part], begin: int) -> list[Sequence[Part]]:
+    """The parts from `begin` on, cut where a turn with embeddings that depend on it ends."""
+    cuts = sorted({begin, len(parts), *(end for end in _turn_ends(parts).values() if end > begin)})
+    return [parts[start:stop] for start, stop in pairwise(cuts)]
+
+
+def _turn_ends(parts: Sequence[Part]) -> dict[int, int]:
+    """Of embeddings that depend on their turn, the place and that turn's end."""
+    places = enumerate(parts)
+    return {index: index + part.turn + 1 for index, part in places if isinstance(part, Embeddings) and part.turn}
 
 
 def segments(parts: Sequence[Part]) -> list[Segment]:

@@ -31,9 +31,12 @@ from edgevlm.context import (
     common_prefix,
     image_positions,
     join_frames,
+    prefills,
     segments,
     splice,
     total_positions,
+    whole_turns,
+    with_turn,
 )
 from edgevlm.errors import EdgeVLMError, InputError
 from edgevlm.feature_rows import load_newline
@@ -248,6 +251,8 @@ class Session:
                 encoded = [[join_frames(frames)]]
             seen = time.perf_counter()
             parts = [*history, *splice(ids, encoded)]
+            if self.spec.decoder.token_drop is not None:
+                parts = with_turn(parts, len(history))
             given = parts if self._fuser is None else self._fuser.fuse(parts, reuse=options.reuse)
             fused = time.perf_counter() if self._fuser is not None else seen
             logits, reused = self._prefill(given, reuse=options.reuse)
@@ -294,15 +299,17 @@ class Session:
     def _prefill(self, parts: list[Part], *, reuse: bool) -> tuple[Float32, int]:
         """Bring the key/value cache to hold `parts`; the logits of the last position, and positions that were there.
 
-        At least the last part goes through the decoder, for its logits.
+        At least the last part goes through the decoder, for its logits. Where that chooses among an image's tokens, it
+        does so by the turn that the image came with: turns are then prefilled one by one, and reused whole.
         """
-        keep = common_prefix(self._context, parts[:-1]) if reuse else 0
+        keep = whole_turns(parts, common_prefix(self._context, parts[:-1])) if reuse else 0
         reused = total_positions(parts[:keep])
         self._decoder.reset(reused)
         # Until the prefill succeeds nothing beyond what is kept may be relied upon.
         self._context = parts[:keep]
-        logits = self._decoder.prefill(segments(parts[keep:]))
-        self._context = list(parts)
+        for new in prefills(parts, keep):
+            logits = self._decoder.prefill(segments(new))
+            self._context += new
         return logits, reused
 
 

@@ -41,6 +41,7 @@ def vision_model(spec: VisionSpec, seed: int = 0) -> VisionModel:
 def reducer(name: str, spec: VisionSpec, keep: int, **options: Any) -> Reducer[Any]:
     """A reducer by name."""
     cls = REDUCERS[name]
+    assert issubclass(cls, Reducer)
     return cls(spec, keep, cls.Options.model_validate(options)).eval()
 
 

@@ -76,6 +76,11 @@ def supports(spec: ModelSpec, gguf_type: str) -> str | None:
     if gguf_type not in GGUF_TYPES:
         return f"unknown GGUF type {gguf_type!r}; known: {', '.join(GGUF_TYPES)}"
     decoder = spec.decoder
+    if decoder.token_drop is not None:
+        return (
+            f"llama.cpp runs all layers over the same tokens, but {decoder.token_drop.name} drops image tokens between "
+            "layers; use a method in front of the decoder (divprune, attention), or the onnx format"
+        )
     name = decoder.architecture
     architecture = ARCHITECTURES.get(name)
     if architecture is None:
