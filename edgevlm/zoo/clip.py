@@ -89,15 +89,7 @@ def _class_token_after(layer: nn.Module, x: Tensor) -> Tensor:
 class _CausalAttention(VitAttention):
     """As in the vision tower, but no token sees what follows it."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, _, channels = x.shape
-
-        def split(y: Tensor) -> Tensor:
-            return y.view(batch, -1, self.heads, channels // self.heads).transpose(1, 2)
-
-        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out_proj(mixed.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+    causal = True
 
 
 class TextTower(nn.Module):
