@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from refusals import refusal
+from specs import TINY
 from tiny import DECODER, TOKENS, tiny_model
 
 import edgevlm
@@ -19,7 +20,16 @@ from edgevlm.recipe import PassEntry, Recipe
 from edgevlm.runtimes.base import EngineOptions, Float32, Segment
 from edgevlm.runtimes.torch import TorchDecoder, TorchVision
 from edgevlm.session import Session
-from edgevlm.spec import DropStage, TokenDropSpec
+from edgevlm.spec import (
+    DropStage,
+    FusionSpec,
+    ModelSpec,
+    PatchesSpec,
+    QFormerSpec,
+    ReducerSpec,
+    RowsLayout,
+    TokenDropSpec,
+)
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.scenes import scenes
 from edgevlm.zoo.tokenizer import build_tokenizer
@@ -141,6 +151,42 @@ def test_a_shipped_model_answers_as_in_torch(
                 chat = s.chat()
                 assert talked == [ask(chat.ask, *turn) for turn in turns]
     assert said[0] == said[1] != said[2]
+
+
+MAP = replace(TINY, prompt=replace(TINY.prompt, image_layout=RowsLayout(9)))
+FREE = replace(TINY, preprocess=replace(TINY.preprocess, patches=PatchesSpec(8, 2, 2, 64, 4096)))
+QUERIES = replace(TINY, vision=replace(TINY.vision, projector=QFormerSpec(32, 64, 2, 4, 32), image_tokens=32))
+REDUCED = replace(TINY, vision=replace(TINY.vision, reducer=ReducerSpec("uniform", 16)))
+
+
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "dart"])
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (replace(TINY, fusion=FusionSpec(2, 1)), "its fusion leaves 1 token"),
+        (QUERIES, "its Q-Former makes 32 tokens"),
+        (FREE, "the number of their tokens is not fixed"),
+        (MAP, "the number of an image's tokens is not fixed"),
+        (REDUCED, "uniform has reduced its image tokens already"),
+        (replace(TINY, decoder=replace(TINY.decoder, token_drop=DROP)), "fastv drops its image tokens already"),
+    ],
+)
+def test_families_that_cannot_gain_are_refused_with_the_reason(spec: ModelSpec, method: str, reason: str) -> None:
+    entry = PassEntry.model_validate({"name": "prune_tokens", "method": method, "keep": 4})
+    (each,) = parse_passes(Recipe(model="a", passes=(entry,)))
+    assert reason in (each.applies_to(spec) or "")
+
+
+def test_pyramiddrop_halves_the_tokens_where_the_paper_does() -> None:
+    """LLaVA-1.5-7B: 32 layers, 576 tokens, 72 in the end."""
+    decoder = replace(TINY.decoder, num_hidden_layers=32)
+    llava = replace(TINY, decoder=decoder, vision=replace(TINY.vision, image_tokens=576))
+    entry = PassEntry.model_validate({"name": "prune_tokens", "method": "pyramiddrop", "keep": 72})
+    (each,) = parse_passes(Recipe(model="a", passes=(entry,)))
+    assert each.applies_to(llava) is None
+    drop = each.planned(llava).decoder.token_drop
+    assert drop is not None
+    assert drop.stages == (DropStage(8, 288), DropStage(16, 144), DropStage(24, 72))
 
 
 @pytest.mark.parametrize(
