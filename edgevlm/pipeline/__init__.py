@@ -34,6 +34,7 @@ from edgevlm.exporters.gguf.mmproj import supports as mmproj_supports
 from edgevlm.exporters.newline import write_newline
 from edgevlm.models import VlmModel, load, resolve
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes
+from edgevlm.pipeline.reuse import take_over
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.progress import part_of
 from edgevlm.recipe import GgufType, Recipe
@@ -54,13 +55,16 @@ _TOOLS = ("torch", "onnx", "onnxruntime", "gguf", "llama-cpp-python", "tokenizer
 _LOADED, _PRUNED, _EXPORTED = 0.02, 0.3, 0.6
 
 
-def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: Progress) -> Bundle:
+def compile_recipe(
+    recipe: Recipe, out: Path, *, force: bool = False, like: Bundle | None = None, progress: Progress
+) -> Bundle:
     """Turn a checkpoint into a verified bundle at `out`.
 
     Args:
         recipe: what to make of which model.
         out: where the bundle goes; must not exist unless `force`.
         force: replace what is at `out`.
+        like: a bundle whose decoder is taken over where this one's comes out equal; the result is the same without.
         progress: called with a share of 1 and what is being done.
 
     Raises:
@@ -84,8 +88,10 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
     with atomic_folder(out, replace=force) as work:
         model = run_passes(passes, model, calibration, part_of(progress, _LOADED, pruned))
         report = part_of(progress, pruned, _EXPORTED)
+        sources = {_source_name(path, folder): sha256_file(path) for path in model.sources}
+        taken = [] if like is None else take_over(recipe, model.spec, like, sources, _tools(), work)
         if recipe.format == "gguf":
-            artifacts = gguf.export(model, work, gguf_type=gguf_type, progress=part_of(report, 0, 0.5))
+            artifacts = taken or gguf.export(model, work, gguf_type=gguf_type, progress=part_of(report, 0, 0.5))
             artifacts += onnx.export_vision_part(
                 model,
                 work,
@@ -97,10 +103,15 @@ def compile_recipe(recipe: Recipe, out: Path, *, force: bool = False, progress: 
                 artifacts += export_mmproj(model, work, precision=vision_precision, progress=part_of(report, 1, 1))
         else:
             artifacts = onnx.export(
-                model, work, precision=recipe.precision, vision_precision=vision_precision, progress=report
+                model,
+                work,
+                precision=recipe.precision,
+                vision_precision=vision_precision,
+                decoder=taken,
+                progress=report,
             )
         artifacts += write_newline(model, work)
-        manifest = _manifest(recipe, model, folder, work, artifacts)
+        manifest = _manifest(recipe, model, sources, work, artifacts)
         write_manifest(work, manifest)
         results = verify(model, work, limits, part_of(progress, _EXPORTED, 1))
         require(results, str(out))
@@ -131,7 +142,9 @@ def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: Precision, gguf
         )
 
 
-def _manifest(recipe: Recipe, model: VlmModel, source: Path, folder: Path, artifacts: list[Artifact]) -> Manifest:
+def _manifest(
+    recipe: Recipe, model: VlmModel, sources: dict[str, str], folder: Path, artifacts: list[Artifact]
+) -> Manifest:
     """The manifest over every file in `folder`; files that no exporter named are configuration."""
     named = {artifact.path: artifact for artifact in artifacts}
     entries = []
@@ -159,7 +172,7 @@ def _manifest(recipe: Recipe, model: VlmModel, source: Path, folder: Path, artif
         artifacts=entries,
         parity=list[ParityResult](),
         tools=_tools(),
-        source_sha256={_source_name(path, source): sha256_file(path) for path in model.sources},
+        source_sha256=sources,
         licence=model.spec.licence,
     )
 

@@ -8,7 +8,7 @@ and JSON files; the folder loads in ONNX Runtime and transformers.js. The same m
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -42,7 +42,13 @@ def supports(spec: ModelSpec, precision: Precision, vision_precision: Precision)
 
 
 def export(
-    model: VlmModel, out: Path, *, precision: Precision, vision_precision: Precision, progress: Progress
+    model: VlmModel,
+    out: Path,
+    *,
+    precision: Precision,
+    vision_precision: Precision,
+    decoder: Sequence[Artifact] = (),
+    progress: Progress,
 ) -> list[Artifact]:
     """Write the files into `out`, an existing folder.
 
@@ -50,6 +56,7 @@ def export(
         model: its weights may be memory-mapped; they are converted one at a time, and let go of layer by layer.
         precision: of the decoder, its embedding and the fusion.
         vision_precision: storage of the vision tower; it computes in float32.
+        decoder: embedding and decoder, where their files are in `out` already; they are not written again.
         progress: called with weights done, weights in all, and what is being written.
 
     Raises:
@@ -57,16 +64,15 @@ def export(
         OSError: a file cannot be written.
     """
     folder = out / layout.FOLDER
-    folder.mkdir()
-    steps = _Steps([model.vision, *_fusions(model), model.decoder], progress)
+    folder.mkdir(exist_ok=True)
+    steps = _Steps([model.vision, *_fusions(model), *([] if decoder else [model.decoder])], progress)
     with _weight_errors(model):
         vision = _export_vision(model, folder, vision_precision, steps)
         fusion = _export_fusion(model, folder, precision, steps)
-        table, embedding = _export_embedding(model, folder, precision, steps)
-        decoder = _export_decoder(model, folder, precision, table, steps)
+        decoder = decoder or _export_embedding_and_decoder(model, folder, precision, steps)
     names = write_configs(model.spec, model.tokenizer_files, out, precision, vision_precision)
     configs = [Artifact(name, "tokenizer" if name.startswith("tokenizer") else "config", "json") for name in names]
-    return [*vision, *fusion, *embedding, *decoder, *configs]
+    return [*vision, *fusion, *decoder, *configs]
 
 
 def export_vision_part(
@@ -148,6 +154,11 @@ def _export_fusion(model: VlmModel, folder: Path, precision: Precision, steps: _
     release(model.fusion)
     steps.after("fusion", weights)
     return _artifacts("fusion", layout.FUSION, precision, weights, weight_bytes)
+
+
+def _export_embedding_and_decoder(model: VlmModel, folder: Path, precision: Precision, steps: _Steps) -> list[Artifact]:
+    table, embedding = _export_embedding(model, folder, precision, steps)
+    return [*embedding, *_export_decoder(model, folder, precision, table, steps)]
 
 
 def _export_embedding(
