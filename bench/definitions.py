@@ -39,3 +39,33 @@ DEFINITIONS = {
     "Detectable drop": "the smallest drop that so many items show with 80% power at 5% (Connor 1987), at the observed "
     "share of flips or 2%, whichever is larger.",
 }
+
+#: What only a study speaks of.
+STUDY_DEFINITIONS = {
+    "Unpruned": "the same export without a method. Every cell is paired with it on the same items, so a difference is "
+    "what pruning did, not what the precision did.",
+    "Tokens": "what is kept of an image, or of each of its tiles. A method that cannot make the count that was asked "
+    "for, such as pool, which needs a square, makes the nearest that it can. Methods inside the decoder keep so many "
+    "only behind the layer where they stand.",
+    "Of full": "accuracy as a share of the unpruned model's.",
+    "Method": "the method's own cost: the vision graph with it less the one without, called by turns on the same "
+    "images in one process; median of the differences, with a 95% interval. Work that it spares the projector or "
+    "the encoder counts, so that it may be negative. A dash stands where the vision graph is the same.",
+    "Plain choices": "uniform and random at the same share of tokens. A method is better where the whole 95% interval "
+    "of the paired difference lies above zero; many methods are compared, so one in forty may look better by chance. "
+    "random is one draw, the same for every image.",
+    "Pareto front": "the cells that no other one beats: none has as few tokens (or as short a time) and as many right "
+    "answers, and is better in one of the two.",
+}
+
+#: What the report of a study defines.
+STUDY_TERMS = (
+    *("Accuracy", "Delta", "Flips", "McNemar", "Verdict", "TTFT", "Steady", "Vision", "Prefill"),
+    *STUDY_DEFINITIONS,
+)
+
+
+def study_definitions() -> dict[str, str]:
+    """The definitions that stand in the report of a study."""
+    known = {**DEFINITIONS, **STUDY_DEFINITIONS}
+    return {term: known[term] for term in STUDY_TERMS}

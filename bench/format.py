@@ -15,6 +15,14 @@ def milliseconds(value: float | None) -> str:
     return NONE if value is None else f"{three_digits(value)} ms"
 
 
+def added_time(value: float | None) -> str:
+    """A difference of two times: `+0.05 ms`, `−1.20 ms`; hundredths below ten."""
+    if value is None:
+        return NONE
+    sign = _MINUS if value < 0 and float(three_digits(-value)) else "+"
+    return f"{sign}{three_digits(abs(value))} ms"
+
+
 def three_digits(value: float) -> str:
     """Three significant digits, without an exponent."""
     if value >= 99.95:

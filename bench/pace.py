@@ -1,7 +1,7 @@
 """Estimates how long a sweep will still take, from how long its steps took so far.
 
-Loading, timed answers and accuracy items cost differently, so each kind has its own mean. Jobs to come are expected to
-take as long as those before.
+Loading, timed answers and accuracy items cost differently, so each kind has its own mean, of this job or else of those
+before. Jobs to come are expected to take as long as those before.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ class Pace:
         self._name = ""
         self._counts: dict[str, int] = {}
         self._seconds: dict[str, float] = {}
+        self._earlier: dict[str, float] = {}
 
     def begin(self, name: str) -> None:
         """The next job starts."""
         self._name = name
         self._counts, self._seconds = {}, {}
         self._job_start = self._last = self._clock()
-        self._tell("load")
+        self.say("load")
 
     def step(self, message: Message) -> None:
         """A message of the current job arrived."""
@@ -47,13 +48,15 @@ class Pace:
         self._seconds[kind] = self._seconds.get(kind, 0.0) + now - self._last
         self._last = now
         what = {"sampled": "latency", "answered": "accuracy"}.get(kind, "load")
-        self._tell(f"{what} {self._counts[kind]}" if what != "load" else what)
+        self.say(f"{what} {self._counts[kind]}" if what != "load" else what)
 
     def end(self) -> None:
         """The current job is over."""
         self._finished.append(self._clock() - self._job_start)
+        self._earlier |= {kind: self._mean(kind) for kind in self._counts}
 
-    def _tell(self, what: str) -> None:
+    def say(self, what: str) -> None:
+        """Something else than a message of a worker is going on in the current job."""
         now = self._clock()
         left = self._left_in_job()
         this_job = now - self._job_start + left
@@ -74,8 +77,10 @@ class Pace:
         return sum(max(0, count - self._counts.get(kind, 0)) * self._mean(kind) for kind, count in plan.items())
 
     def _mean(self, kind: str) -> float:
-        """Seconds of one step of that kind; of the other kinds of answers where there was none, or a guess."""
+        """Seconds of one step of that kind; as in the job before, of the other kinds of answers, or a guess."""
         for known in (kind, "sampled", "answered"):
             if self._counts.get(known):
                 return max(1e-4, self._seconds[known] / self._counts[known])
+            if known in self._earlier:
+                return self._earlier[known]
         return _GUESS_S

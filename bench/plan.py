@@ -64,7 +64,7 @@ def plan(bundles: Sequence[Bundle], settings: Settings, baseline: str | None) ->
         works.append(
             Work(
                 name=name,
-                job=_bundle_job(bundle, settings, accuracy),
+                job=bundle_job(bundle.path, settings, accuracy),
                 source=bundle,
                 baseline=names[0] if isinstance(compared, Bundle) else getattr(compared, "name", ""),
                 reason=compared if isinstance(compared, str) else "",
@@ -109,7 +109,8 @@ def _baseline_of(bundle: Bundle, shared: Bundle | Reference | None) -> Bundle | 
     return IS_BASELINE if bundle is shared else shared
 
 
-def _bundle_job(bundle: Bundle, settings: Settings, accuracy: AccuracyPlan | None) -> Job:
+def bundle_job(path: Path, settings: Settings, accuracy: AccuracyPlan | None) -> Job:
+    """What a worker does with the bundle at `path`."""
     latency = LatencyPlan(
         iterations=settings.iterations,
         min_time_s=settings.min_time_s,
@@ -122,7 +123,7 @@ def _bundle_job(bundle: Bundle, settings: Settings, accuracy: AccuracyPlan | Non
     )
     return Job(
         kind="bundle",
-        path=str(bundle.path),
+        path=str(path),
         vision_engine=settings.vision_engine,
         decoder_engine=settings.decoder_engine,
         threads=settings.threads,

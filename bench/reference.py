@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevlm.bench.definitions import DEFINITIONS
+from edgevlm.bench.definitions import DEFINITIONS, STUDY_DEFINITIONS
 from edgevlm.bench.report import report_schema
 
 _HEAD = """# The report's format
 
-`edgevlm bench` writes three files to its output folder, and the answers of each model as JSON lines under
-`predictions/`:
+`edgevlm bench` and [`edgevlm study`](study.md) write these files to their output folder, and the answers of each model
+as JSON lines under `predictions/`:
 
 - `report.json` holds everything: settings, environment, and for each bundle every raw sample. Its JSON Schema (2020-12)
   is [bench/report.schema.json](../bench/report.schema.json).
-- `report.md` and `report.html` are renderings of it. The page needs no network and no script.
+- `report.md` and `report.html` are renderings of it. The page needs no network and no script. `report.md` of a study
+  shows `tokens.svg` and `ttft.svg`, which lie beside it.
 
 Times are milliseconds, sizes bytes, shares lie between 0 and 1, instants are ISO 8601 in UTC. What was not measured is
 `null`, never zero. Unknown fields are refused; `schema_version` changes with every change of the format.
@@ -45,7 +46,8 @@ def reference() -> str:
     """The page."""
     schema = report_schema()
     definitions: dict[str, dict[str, Any]] = schema["$defs"]
-    parts = [_HEAD, _COMPARE, "## Definitions", *(f"- **{term}**: {text}" for term, text in DEFINITIONS.items())]
+    terms = {**DEFINITIONS, **STUDY_DEFINITIONS}
+    parts = [_HEAD, _COMPARE, "## Definitions", *(f"- **{term}**: {text}" for term, text in terms.items())]
     parts += ["## Fields", _fields("Report", schema)]
     parts += [_fields(name, definitions[name]) for name in definitions]
     text = "\n\n".join(parts)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from importlib.resources import files
 
-from jinja2 import StrictUndefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
 from edgevlm.bench import format as show
 from edgevlm.bench.charts import accuracy_scatter, share_bar, ttft_bars
 from edgevlm.bench.findings import findings
+from edgevlm.bench.page import fill
 from edgevlm.bench.pairs import Proportion
 from edgevlm.bench.report import Report
 from edgevlm.bench.reproduce import facts
@@ -23,11 +21,10 @@ _NARROW = 358.0
 
 def render_html(report: Report) -> str:
     """The whole report as an HTML page."""
-    environment = ImmutableSandboxedEnvironment(autoescape=True, undefined=StrictUndefined)
-    template = environment.from_string((files("edgevlm.bench") / "report.html.jinja").read_text(encoding="utf-8"))
     timed = any(row.latency is not None for row in report.rows)
     scored = [row for row in report.rows if row.accuracy is not None]
-    return template.render(
+    return fill(
+        "report.html.jinja",
         report=report,
         summary=_summary(report),
         task_line=_task_line(report),

@@ -181,6 +181,21 @@ class Engine(Part):
     details: dict[str, str]
 
 
+class Pruning(Part):
+    """Which visual tokens a cell of a study keeps, what choosing them costs, and what plain choices make of as many."""
+
+    method: str
+    options: dict[str, str] = Field(description="those that were given; the others have their defaults")
+    keep_percent: list[float] = Field(description="what was asked for and became this count")
+    tokens: int = Field(ge=1, description="kept of an image, or of each of its tiles")
+    export: list[str] = Field(description="the command that writes the same bundle")
+    method_ms: Summary | None = Field(
+        description="the method's own cost: the vision graph with it less the one without, by turns on the same images "
+        "in one process; null where the vision graph is the same, or was not measured"
+    )
+    against: list[Paired] = Field(description="paired with the study's cells of `uniform` and `random` for one share")
+
+
 class Row(Part):
     """One measured thing: a bundle, or the uncompressed reference."""
 
@@ -204,6 +219,7 @@ class Row(Part):
     memory: Memory | None
     accuracy: Accuracy | None
     flags: list[Flag]
+    pruning: Pruning | None = Field(default=None, description="for the cells of a study; null for its unpruned model")
 
 
 class Settings(Part):
@@ -250,6 +266,19 @@ class Environment(Part):
     load_average: list[float] | None = Field(description="1, 5 and 15 minutes, before the first bundle")
 
 
+class Study(Part):
+    """What a study varied. Its first row is the unpruned model, each other row a cell of the grid."""
+
+    kind: Literal["prune"]
+    model: str
+    unpruned: str = Field(description="name of the row that every other one is paired with")
+    image_tokens: int = Field(ge=1, description="of an image, or of each of its tiles, unpruned")
+    methods: list[str]
+    keep_percent: list[float] = Field(description="of the unpruned model's image tokens")
+    front_tokens: list[str] = Field(description="rows on the Pareto front of accuracy against tokens, fewest first")
+    front_ttft: list[str] = Field(description="rows on the Pareto front of accuracy against median TTFT, fastest first")
+
+
 class Report(Part):
     """The whole report."""
 
@@ -259,6 +288,7 @@ class Report(Part):
     rows: list[Row]
     interrupted: bool
     definitions: dict[str, str] = Field(description="how each figure is defined, printed beside the numbers")
+    study: Study | None = Field(default=None, description="for the report of a study; null for a sweep over bundles")
 
 
 def report_schema() -> dict[str, Any]:

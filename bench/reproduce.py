@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import shlex
 
-from edgevlm.bench.report import Engine, Report
+from edgevlm.bench.report import Engine, Report, Row
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
     """Command, machine, software, settings, engines, hashes."""
+    pairs = [("Command", shlex.join(report.settings.command_line)), *setting(report)]
+    for row in report.rows:
+        pairs += engines(row)
+        pairs += [(f"{row.name}: {file.path}", f"sha256 {file.sha256}") for file in row.files if file.parameters]
+        if row.accuracy is not None:
+            pairs.append((f"{row.name}: predictions", f"sha256 {row.accuracy.predictions_sha256}"))
+    return pairs
+
+
+def setting(report: Report) -> list[tuple[str, str]]:
+    """Machine, software and settings."""
     machine, asked = report.environment, report.settings
     cores = f"{machine.physical_cores or '?'} physical, {machine.logical_cores or '?'} logical"
     if machine.usable_cores is not None:
@@ -16,7 +27,6 @@ def facts(report: Report) -> list[tuple[str, str]]:
     load = ", ".join(f"{value:g}" for value in machine.load_average) if machine.load_average else "unknown"
     commit = f" (source {machine.git_commit})" if machine.git_commit else ""
     pairs = [
-        ("Command", shlex.join(asked.command_line)),
         ("Time", f"{machine.started} to {machine.finished}"),
         ("CPU", f"{machine.cpu_model}; {cores}"),
         ("CPU features", " ".join(machine.cpu_features) or "unknown"),
@@ -37,14 +47,13 @@ def facts(report: Report) -> list[tuple[str, str]]:
     ]
     if asked.task is not None:
         pairs.append(("Accuracy plan", f"{asked.task}, split {asked.split}, {asked.items} items, greedy decoding"))
-    for row in report.rows:
-        for label, engine in (("vision", row.vision_engine), ("decoder", row.decoder_engine)):
-            if engine is not None:
-                pairs.append((f"{row.name}: {label} engine", _engine(engine)))
-        pairs += [(f"{row.name}: {file.path}", f"sha256 {file.sha256}") for file in row.files if file.parameters]
-        if row.accuracy is not None:
-            pairs.append((f"{row.name}: predictions", f"sha256 {row.accuracy.predictions_sha256}"))
     return pairs
+
+
+def engines(row: Row) -> list[tuple[str, str]]:
+    """The engines of one row, with their settings."""
+    found = (("vision", row.vision_engine), ("decoder", row.decoder_engine))
+    return [(f"{row.name}: {label} engine", _engine(engine)) for label, engine in found if engine is not None]
 
 
 def _engine(engine: Engine) -> str:

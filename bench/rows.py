@@ -34,6 +34,11 @@ def describe(work: Work) -> Row:
     return _reference(work, work.source)
 
 
+def without_bundle(name: str, model: str, format_: str) -> Row:
+    """The row of a bundle that could not be made, skipped so far."""
+    return _unmeasured(name, "bundle", _About(Path(), model, format_))
+
+
 def _bundle(work: Work, bundle: Bundle) -> Row:
     manifest = bundle.manifest
     parameters = sum(entry.parameters for entry in manifest.artifacts)

@@ -6,6 +6,7 @@ Colours are CSS classes, so that one drawing serves the light and the dark page.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 #: Mean width of a character of the page's sans-serif font, in em.
@@ -44,6 +45,11 @@ class Canvas:
     def circle(self, x: float, y: float, radius: float, css: str, *, tip: str = "", data: float | None = None) -> None:
         """A dot."""
         self._add("circle", {"cx": _number(x), "cy": _number(y), "r": _number(radius), "class": css}, tip, data)
+
+    def polyline(self, points: Sequence[tuple[float, float]], css: str) -> None:
+        """A line through several points."""
+        joined = " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
+        self._add("polyline", {"points": joined, "class": css})
 
     def text(self, x: float, y: float, text: str, css: str, anchor: str = "start") -> None:
         """Text whose baseline starts, ends or is centred at (x, y)."""

@@ -66,7 +66,7 @@ def sweep(
             continue
         pace.begin(work.name)
         try:
-            row = _measure(row, work, settings, described, pace, worker, answers, out)
+            row = measure_row(row, work, settings, described, pace, worker, answers, out)
         except KeyboardInterrupt:
             interrupted = True
             row = row.model_copy(update={"reason": "interrupted"})
@@ -82,7 +82,7 @@ def sweep(
     )
 
 
-def _measure(
+def measure_row(
     row: Row,
     work: Work,
     settings: Settings,
@@ -92,7 +92,18 @@ def _measure(
     answers: dict[str, list[Prediction]],
     out: Path,
 ) -> Row:
-    """Fill `row` by running the worker, or from the cache; the answers are added to `answers` under its name."""
+    """Fill `row` by running the worker, or from the cache.
+
+    Args:
+        row: what is known of `work` already.
+        work: what to measure.
+        settings: of the report.
+        environment: of the report.
+        pace: hears of each measurement.
+        worker: `module:function` that measures a job in a child process.
+        answers: by the name of a work; those of this one are added, and it is paired with its baseline's.
+        out: folder of the report, for the predictions.
+    """
     cached = _cache(work, environment)
     known = read_jsonl(cached, settings.items) if cached is not None else None
     if known is None:
@@ -136,7 +147,7 @@ def _accuracy(
     reason = work.reason
     if work.baseline and not baseline:
         reason = f"{work.baseline} failed"
-    file = out / PREDICTIONS / f"{_file_name(work.name)}.jsonl"
+    file = out / PREDICTIONS / f"{file_name(work.name)}.jsonl"
     return Accuracy(
         task=asked.task,
         scorer=task.scorer,
@@ -167,6 +178,6 @@ def _cache(work: Work, environment: Environment) -> Path | None:
     return cache_file(work.source.content, work.job.accuracy, versions)
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """`name` as a plain file name."""
     return "".join(char if char.isalnum() or char in "-_." else "_" for char in name).lstrip(".") or "row"

@@ -1,4 +1,4 @@
-"""Writes a report's three files: report.json, report.md and report.html."""
+"""Writes a report's files: report.json, report.md and report.html, and the pictures of a study."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from edgevlm.atomic import write_text
+from edgevlm.bench import render_study, render_study_markdown
 from edgevlm.bench.render_html import render_html
 from edgevlm.bench.render_markdown import render_markdown
 from edgevlm.bench.report import Report
@@ -27,11 +28,17 @@ def claim(out: Path) -> None:
 
 
 def write_report(report: Report, out: Path) -> None:
-    """Write all three, each atomically.
+    """Write all, each file atomically.
 
     Raises:
         InputError: `out` cannot be written to.
     """
     write_text(out / "report.json", report.model_dump_json(indent=1) + "\n")
-    write_text(out / "report.md", render_markdown(report))
-    write_text(out / "report.html", render_html(report))
+    if report.study is None:
+        write_text(out / "report.md", render_markdown(report))
+        write_text(out / "report.html", render_html(report))
+        return
+    write_text(out / "report.md", render_study_markdown.render_markdown(report))
+    write_text(out / "report.html", render_study.render_html(report))
+    write_text(out / "tokens.svg", render_study.picture(report, "tokens"))
+    write_text(out / "ttft.svg", render_study.picture(report, "ttft"))

@@ -77,7 +77,8 @@ class Broken(FakeModel):
         return reply if self._left >= 0 else self._fault(reply)
 
 
-def _crash(_: Reply) -> Reply:
+def crash(_: Reply) -> Reply:
+    """A native fault."""
     os.kill(os.getpid(), signal.SIGSEGV)
     raise AssertionError("unreachable")
 
@@ -99,7 +100,7 @@ def _raise(_: Reply) -> Reply:
     raise RuntimeError("an engine's own exception")
 
 
-FAULTS = {"crash": _crash, "hang": _hang, "size": _wrong_size, "gaps": _too_many_gaps, "exception": _raise}
+FAULTS = {"crash": crash, "hang": _hang, "size": _wrong_size, "gaps": _too_many_gaps, "exception": _raise}
 
 
 def _open(job: Job) -> FakeModel:

@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("session", "doctor"),
     ("",),
     ("pipeline", "bench", *(f"zoo.{name}" for name in ZOO_HOST_HALF)),
+    ("bench.study",),
     ("bench.suite", "cli"),
     ("__main__",),
 )
@@ -40,7 +41,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 #: Modules that may import torch and friends; everything else runs on the device.
 HOST_HALF = (
     *("models", "reference", "calibration", "passes", "pruning", "quant", "exporters", "pipeline"),
-    *("runtimes.torch", "bench.suite"),
+    *("runtimes.torch", "bench.suite", "bench.study"),
     *(f"zoo.{name}" for name in ZOO_HOST_HALF),
 )
 HOST_LIBRARIES = (

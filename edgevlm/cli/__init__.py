@@ -28,6 +28,7 @@ VERBS = {
     "run": "Ask a bundle about an image.",
     "inspect": "Show what is in a bundle.",
     "bench": "Measure speed, memory and accuracy of bundles.",
+    "study": "Compare many ways to compress one model.",
     "models": "List the models that can be exported.",
     "pruners": "List the methods that make visual tokens fewer.",
     "zoo": "Make reference checkpoints and test images.",

@@ -71,7 +71,7 @@ def command(
     from edgevlm.bench.sweep import sweep
     from edgevlm.bench.write import claim, write_report
 
-    width, height = _size(image_size)
+    width, height = size(image_size)
     settings = Settings(
         command_line=["edgevlm", *sys.argv[1:]],
         iterations=iterations,
@@ -113,7 +113,7 @@ def command(
         )
 
 
-def _size(text: str) -> tuple[int, int]:
+def size(text: str) -> tuple[int, int]:
     """`1024x768` as width and height.
 
     Raises:

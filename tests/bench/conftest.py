@@ -1,8 +1,9 @@
-"""One sweep over healthy and broken bundles for all tests of this folder."""
+"""One sweep over healthy and broken bundles, and one study, for all tests of this folder."""
 
 from pathlib import Path
 
 import pytest
+import study_fakes
 from bench_bundles import hollow_bundle, settings
 
 from edgevlm.bench.report import Report
@@ -26,3 +27,13 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
             worker="bench_fakes:serve",
         )
     return report, folder / "out"
+
+
+@pytest.fixture(scope="session")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    """The report of a study and its folder; its methods behave as `study_fakes` says."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        study_fakes.prepare(patch)
+        report = study_fakes.study(study_fakes.request(out))
+    return report, out

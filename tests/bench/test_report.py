@@ -3,11 +3,11 @@
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from html_page import HOSTILE, Page
 from jsonschema import Draft202012Validator
 
 from edgevlm.bench.charts import accuracy_scatter, share_bar, ttft_bars
@@ -21,7 +21,6 @@ from edgevlm.bench.report import Latency, Paired, Report, report_schema
 from edgevlm.bench.write import write_report
 
 ROOT = Path(__file__).parent.parent.parent
-HOSTILE = "</td><script src=//evil.example>x</script><img onerror=a| `b` [l](http://evil.example) \x1b[31m\n{{ 7*7 }}"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -42,36 +41,6 @@ def hostile(report: Report) -> Report:
         rows.append(row.model_copy(update={**texts, "reason": reason, "vision_engine": engine, "files": files}))
     settings = report.settings.model_copy(update={"command_line": ["edgevlm", HOSTILE]})
     return report.model_copy(update={"rows": rows, "settings": settings})
-
-
-class Page(HTMLParser):
-    """Collects tags, attributes and text; notes tags that are closed in another order than opened."""
-
-    VOID = frozenset({"meta", "br", "link", "img"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.misnested: list[str] = []
-        self.feed(html)
-        self.misnested += self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self._open or self._open.pop() != tag:
-            self.misnested.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_committed_schema_is_that_of_the_code() -> None:

@@ -1,0 +1,194 @@
+"""A study's renderings say what the report says, need nothing from outside, and mark the fronts where they are."""
+
+import io
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from html_page import HOSTILE, Page
+from jsonschema import Draft202012Validator
+
+from edgevlm.bench import render_study, render_study_markdown
+from edgevlm.bench.definitions import study_definitions
+from edgevlm.bench.grid import by_method, fronts, of_full, pruning_of
+from edgevlm.bench.report import Report, Row, report_schema
+from edgevlm.bench.study_charts import Cost, front_chart, method_panel
+from edgevlm.bench.study_findings import study_findings
+from edgevlm.bench.study_table import against_plain, grid, left_out, matrix
+from edgevlm.bench.write import write_report
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def report(studied: tuple[Report, Path]) -> Report:
+    return studied[0]
+
+
+@pytest.fixture(scope="module")
+def hostile(report: Report) -> Report:
+    """The same report with hostile text wherever a model, an option or a reason comes from outside."""
+    rows = [
+        row.model_copy(
+            update={
+                "reason": HOSTILE if row.reason else "",
+                "pruning": row.pruning
+                and row.pruning.model_copy(update={"options": {"a": HOSTILE}, "export": [HOSTILE]}),
+                "vision_engine": row.vision_engine and row.vision_engine.model_copy(update={"name": HOSTILE}),
+            }
+        )
+        for row in report.rows
+    ]
+    study = report.study and report.study.model_copy(update={"model": HOSTILE})
+    return report.model_copy(update={"rows": rows, "study": study})
+
+
+def test_a_studys_report_fits_the_schema_of_all_reports(report: Report) -> None:
+    data = json.loads(report.model_dump_json())
+    validator = Draft202012Validator(report_schema())
+    assert not list(validator.iter_errors(data))
+    del data["study"]["unpruned"]
+    assert list(validator.iter_errors(data))
+
+
+def test_report_and_pictures_are_written(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path)
+    names = {"report.json", "report.md", "report.html", "tokens.svg", "ttft.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert Report.model_validate_json((tmp_path / "report.json").read_text(encoding="utf-8")) == report
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\((\S+\.svg)\)", markdown)) == names & {"tokens.svg", "ttft.svg"}
+    for name in ("tokens.svg", "ttft.svg"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert ElementTree.fromstring(text).tag == f"{SVG}svg"
+        assert "url(" not in text
+
+
+@pytest.mark.parametrize("which", ["report", "hostile"])
+def test_the_page_is_well_formed_and_needs_nothing_from_outside(which: str, request: pytest.FixtureRequest) -> None:
+    html = render_study.render_html(request.getfixturevalue(which))
+    page = Page(html)
+    assert not page.misnested
+    assert not {"script", "link", "img", "iframe", "object", "image", "use"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        assert not {"src", "href", "srcset", "action"} & set(attributes), tag
+    assert not re.search(r"url\(|@import|//", html[html.index("<style>") : html.index("</style>")])
+
+
+def test_foreign_text_is_text_everywhere(hostile: Report) -> None:
+    assert "<script src=//evil.example>" in Page(render_study.render_html(hostile)).text
+    markdown = render_study_markdown.render_markdown(hostile)
+    assert "<script" not in markdown.replace("\\<script", "")
+    assert "[l](" not in markdown
+    stream = io.StringIO()
+    render_study.print_study(hostile, stream)
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_every_rendering_shows_every_cell_and_its_reason(report: Report) -> None:
+    stream = io.StringIO()
+    render_study.print_study(report, stream)
+    html = Page(render_study.render_html(report)).text
+    for row in report.rows:
+        for text in (stream.getvalue(), html, render_study_markdown.render_markdown(report).replace("\\", "")):
+            assert row.name in text
+            assert row.reason in text
+    assert [term for term, meaning in study_definitions().items() if meaning not in html] == []
+
+
+def row_of(report: Report, name: str) -> Row:
+    return next(row for row in report.rows if row.name == name)
+
+
+@pytest.mark.parametrize("cost", ["tokens", "ttft"])
+@pytest.mark.parametrize("width", [358.0, 1080.0])
+def test_dots_stand_where_the_figures_are(report: Report, cost: Cost, width: float) -> None:
+    """Linear axes here: the dots' places are one linear function of the figures, and within the picture."""
+    root = ElementTree.fromstring(front_chart(report, cost, width))
+    places = {}
+    for circle in root.iter(f"{SVG}circle"):
+        (tip,) = (each.text or "" for each in circle)
+        places[tip.split(":")[0]] = (float(circle.attrib["cx"]), float(circle.attrib["cy"]))
+    scored = [row for row in report.rows if row.accuracy is not None and row.latency is not None]
+    assert set(places) == {row.name for row in scored}
+    assert all(40 <= x <= width and 0 <= y <= 440 for x, y in places.values())
+    figures = []
+    for row in scored:
+        assert row.latency is not None
+        tokens = row.pruning.tokens if row.pruning else 36
+        figures.append((tokens if cost == "tokens" else row.latency.ttft_steady_ms.median, *places[row.name]))
+    for (cost_a, x_a, _), (cost_b, x_b, _) in pairwise(sorted(figures)):
+        assert (x_a < x_b) == (cost_a < cost_b)
+    by_share = sorted((row.accuracy.overall.value or 0, -places[row.name][1]) for row in scored if row.accuracy)
+    assert [y for _, y in by_share] == sorted(y for _, y in by_share)
+
+
+def test_the_stair_goes_through_the_front(report: Report) -> None:
+    root = ElementTree.fromstring(front_chart(report, "tokens", 1080.0))
+    (stair,) = (line for line in root.iter(f"{SVG}polyline") if line.attrib["class"] == "front")
+    corners = [tuple(map(float, point.split(","))) for point in stair.attrib["points"].split()]
+    dots = [circle for circle in root.iter(f"{SVG}circle") if circle.attrib["class"] == "on-front"]
+    assert report.study is not None
+    assert len(dots) == len(report.study.front_tokens)
+    assert {(float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in dots} <= set(corners)
+    assert [x for x, _ in corners] == sorted(x for x, _ in corners)
+    labels = {text.text for text in root.iter(f"{SVG}text")}
+    assert set(report.study.front_tokens) <= labels
+
+
+def test_panels_draw_each_method_among_all(report: Report) -> None:
+    root = ElementTree.fromstring(method_panel(report, "divprune", 220.0))
+    classes = [line.attrib["class"] for line in root.iter(f"{SVG}polyline")]
+    assert classes.count("own") == 1
+    assert classes.count("plain") == 2
+    assert len(list(root.iter(f"{SVG}circle"))) == 2
+
+
+def test_tables_hold_the_figures(report: Report) -> None:
+    cells = {str(row[0].text): row for row in matrix(report).rows}
+    assert set(cells) == set(by_method(report))
+    assert str(cells["divprune"][2]) == "\N{BLACK DIAMOND} 91.7% (\N{MINUS SIGN}8.3, 9 tokens)"
+    assert str(cells["pool"][1]) == "75.0% (\N{MINUS SIGN}25.0, 16 tokens)"
+    assert str(cells["fastervlm"][1]) == "not made"
+    assert str(cells["resolution"][1]) == "failed"
+    lines = {row[0].text: row for row in grid(report).rows}
+    assert set(lines) == {row.name for row in report.rows if row.status == "ok"}
+    headers = grid(report).headers
+    line = dict(zip(headers, lines["random 9"], strict=True))
+    assert (str(line["tokens"]), str(line["of full"]), str(line["lost / gained"])) == ("9 (25%)", "50.0%", "12 / 0")
+    assert str(line["method"]) == "+0.11 ms (+0.11 to +0.11 ms)"
+    assert {row[0].text for row in left_out(report).rows} == {row.name for row in report.rows if row.status != "ok"}
+
+
+def test_what_beats_plain_choices_is_said_and_what_does_not(report: Report) -> None:
+    verdicts = {(row[0].text, row[1].text): row[5].text for row in against_plain(report).rows}
+    assert verdicts["divprune 9", "random 9"] == "yes"
+    assert verdicts["random 9", "uniform 9"] == "no, worse"
+    assert "not shown" in verdicts.values()
+    said = [str(finding) for finding in study_findings(report)]
+    assert any(line.startswith("25%: divprune is the most accurate of 4: 91.7% with 9 tokens, 91.7%") for line in said)
+    (losing,) = (line for line in said if line.startswith("25%: not shown to beat uniform 9"))
+    assert "random" in losing
+    assert "divprune" not in losing
+
+
+def test_of_full_and_fronts_leave_out_what_has_no_figures(report: Report) -> None:
+    assert of_full(report, row_of(report, "attention 9")) is None
+    assert of_full(report, row_of(report, "unpruned")) == 1
+    few, fast = fronts([row for row in report.rows if row.status != "ok"], 36)
+    assert (few, fast) == ([], [])
+    assert pruning_of(row_of(report, "pool 16")).tokens == 16
+
+
+def test_a_study_without_any_cell_still_renders(report: Report) -> None:
+    assert report.study is not None
+    study = report.study.model_copy(update={"front_tokens": ["unpruned"], "front_ttft": ["unpruned"]})
+    for rows in (report.rows[:1], [row for row in report.rows if row.status != "ok" or row.name == "unpruned"]):
+        bare = report.model_copy(update={"rows": rows, "study": study, "interrupted": True})
+        assert "interrupted" in render_study.render_html(bare)
+        assert render_study_markdown.render_markdown(bare)
+    empty = [row.model_copy(update={"accuracy": None, "latency": None}) for row in report.rows]
+    assert render_study.render_html(report.model_copy(update={"rows": empty}))
