@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from edgevlm.calibration import Calibration
 from edgevlm.models.vlm import VlmModel
 from edgevlm.progress import Report
+from edgevlm.recipe import Recipe
 from edgevlm.spec import ModelSpec
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -81,6 +82,11 @@ class Pass(ABC, Generic[ConfigT]):
         """
         self.config = config
         self.seed = seed
+
+    def fits(self, recipe: Recipe) -> str | None:
+        """Why the pass cannot stand in this recipe, or None."""
+        del recipe
+        return None
 
     @abstractmethod
     def applies_to(self, spec: ModelSpec) -> str | None:

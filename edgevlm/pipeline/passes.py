@@ -54,6 +54,10 @@ def parse_passes(recipe: Recipe) -> list[Pass[Any]]:
         UnsupportedError: the passes cannot stand together, or not in this order.
     """
     passes = [_parse(entry, recipe.seed, f"recipe field 'passes.{index}'") for index, entry in enumerate(recipe.passes)]
+    for each in passes:
+        reason = each.fits(recipe)
+        if reason is not None:
+            raise UnsupportedError(f"{each.name} does not fit the recipe: {reason}", _WHERE, _HINT)
     for earlier, later in combinations(passes, 2):
         _check_pair(earlier, later)
     return passes

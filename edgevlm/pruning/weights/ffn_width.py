@@ -25,10 +25,13 @@ from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.progress import part_of
 from edgevlm.pruning.weights.rebuild import with_decoder, with_note
+from edgevlm.recipe import Recipe
 from edgevlm.spec import DecoderSpec, ModelSpec
 
 #: Of the mean of the second moments' diagonal, added to it.
 _DAMPING = 0.01
+#: Weights of a row that a K-quant of GGUF packs together (ggml's QK_K).
+_K_QUANT = 256
 
 
 class FfnWidthConfig(BaseModel):
@@ -68,6 +71,13 @@ class FfnWidth(Pass[FfnWidthConfig]):
             raise InputError(
                 f"width {config.width} is not a multiple of {config.multiple}", "ffn_width field 'width'", f"use {near}"
             )
+
+    def fits(self, recipe: Recipe) -> str | None:
+        """Why the pass cannot stand in this recipe, or None: K-quants pack 256 weights of a row together."""
+        unit = self.config.multiple if self.config.width is None else self.config.width
+        if recipe.gguf_type is None or "_k" not in recipe.gguf_type or unit % _K_QUANT == 0:
+            return None
+        return f"{recipe.gguf_type} needs a width that is a multiple of {_K_QUANT}; give one, or multiple: {_K_QUANT}"
 
     def width(self, decoder: DecoderSpec) -> int:
         """Channels that stay."""

@@ -12,6 +12,7 @@ import torch
 from pruned_models import run, scenes, silent, states_of
 
 from edgevlm.calibration import Calibration
+from edgevlm.calibration.activations import Activations
 from edgevlm.calibration.answers import answer_rows
 from edgevlm.calibration.layers import run_through
 from edgevlm.calibration.scratch import Scratch
@@ -43,13 +44,19 @@ def calibration() -> Calibration:
 
 
 @pytest.fixture(scope="module")
+def start(nano: VlmModel, calibration: Calibration) -> Activations:
+    """The samples in front of the first layer."""
+    return states_of(nano, calibration)
+
+
+@pytest.fixture(scope="module")
 def short(nano: VlmModel, calibration: Calibration) -> VlmModel:
     return run(ShortGpt, nano, calibration, layers=1)
 
 
-def trainer_of(original: VlmModel, pruned: VlmModel, calibration: Calibration, **fields: float) -> Trainer:
+def trainer_of(original: VlmModel, pruned: VlmModel, start: Activations, **fields: float) -> Trainer:
     scratch = Scratch(1 << 30)
-    lesson = teach(original, pruned, states_of(original, calibration), scratch, silent)
+    lesson = teach(original, pruned, start.copy(scratch), scratch, silent)
     return Trainer(HealConfig.model_validate(fields), 0, pruned, lesson, 1 << 30)
 
 
@@ -58,9 +65,9 @@ def heal(original: VlmModel, pruned: VlmModel, calibration: Calibration, **field
     return made.run(pruned, PassContext(calibration, original, silent))
 
 
-def kl(original: VlmModel, pruned: VlmModel, calibration: Calibration) -> float:
+def kl(original: VlmModel, pruned: VlmModel, start: Activations) -> float:
     """Of the answers' distributions, on the walk that other passes use."""
-    answers, found = states_of(original, calibration), states_of(original, calibration)
+    answers, found = (start.copy(Scratch(1 << 30)) for _ in range(2))
     run_through(original.decoder, answers)
     run_through(pruned.decoder, found)
     with torch.no_grad():
@@ -68,11 +75,11 @@ def kl(original: VlmModel, pruned: VlmModel, calibration: Calibration) -> float:
 
 
 @torch.no_grad()
-def test_losses_are_those_of_each_sample_alone(nano: VlmModel, short: VlmModel, calibration: Calibration) -> None:
+def test_losses_are_those_of_each_sample_alone(nano: VlmModel, short: VlmModel, start: Activations) -> None:
     """Batches are padded and the student is only layers; here both models run whole, sample by sample."""
-    trainer = trainer_of(nano, short, calibration)
+    trainer = trainer_of(nano, short, start)
     batch = [0, 3, 7, 9]
-    start, (dropped,) = states_of(nano, calibration), set(range(4)) - set(short.decoder.origins)
+    (dropped,) = set(range(4)) - set(short.decoder.origins)
     teacher, student = copy.deepcopy(nano.decoder).float(), copy.deepcopy(short.decoder).float()
     divergences, distances = [], []
     for sample in batch:
@@ -104,9 +111,9 @@ def test_losses_are_those_of_each_sample_alone(nano: VlmModel, short: VlmModel, 
 
 
 @pytest.mark.parametrize("rank", [None, 8])
-def test_a_student_starts_as_the_pruned_model(rank: int | None, short: VlmModel, calibration: Calibration) -> None:
+def test_a_student_starts_as_the_pruned_model(rank: int | None, short: VlmModel, start: Activations) -> None:
     student = Student(short.decoder, rank, 0)
-    start = states_of(short, calibration)
+    start = start.copy(Scratch(1 << 30))
     with torch.no_grad():
         found = student(start.states[0][None], start.rotary(0))[-1][0]
         tensors = student.weights()
@@ -122,10 +129,10 @@ def test_a_student_starts_as_the_pruned_model(rank: int | None, short: VlmModel,
 
 @pytest.mark.parametrize("rank", [None, 16])
 def test_the_model_learns_to_answer_like_the_original(
-    rank: int | None, nano: VlmModel, short: VlmModel, calibration: Calibration
+    rank: int | None, nano: VlmModel, short: VlmModel, calibration: Calibration, start: Activations
 ) -> None:
     healed = heal(nano, short, calibration, steps=15, batch=2, rate=2e-3, **({} if rank is None else {"rank": rank}))
-    before, after = kl(nano, short, calibration), kl(nano, healed, calibration)
+    before, after = kl(nano, short, start), kl(nano, healed, start)
     assert after < 0.6 * before
     assert "15 steps of 2 images among 12 samples" in healed.spec.notes[-1]
     old, new = short.decoder.state_dict(), healed.decoder.state_dict()
@@ -146,10 +153,12 @@ def test_zeros_stay_zeros(rank: int | None, nano: VlmModel, calibration: Calibra
             assert not torch.equal(new[name], value)
 
 
-def test_the_vocabulary_may_be_smaller_than_the_original_s(nano: VlmModel, calibration: Calibration) -> None:
+def test_the_vocabulary_may_be_smaller_than_the_original_s(
+    nano: VlmModel, calibration: Calibration, start: Activations
+) -> None:
     """Distributions are compared over the tokens that both have; the prompts are the original's."""
     small = run(TrimVocabulary, nano, calibration)
-    trainer = trainer_of(nano, small, calibration)
+    trainer = trainer_of(nano, small, start)
     loss, distance = trainer._losses([[0], [1]])
     assert float(loss.detach()) == pytest.approx(0, abs=1e-5)
     assert float(distance.detach()) == pytest.approx(0, abs=1e-4)
@@ -181,19 +190,19 @@ def test_a_stopped_run_goes_on_and_ends_the_same(nano: VlmModel, short: VlmModel
     assert all(torch.equal(value, expected[name]) for name, value in resumed.decoder.state_dict().items())
 
 
-def test_a_state_of_another_run_is_not_taken(nano: VlmModel, short: VlmModel, calibration: Calibration) -> None:
+def test_a_state_of_another_run_is_not_taken(nano: VlmModel, short: VlmModel, start: Activations) -> None:
     files = {
-        trainer_of(nano, short, calibration, steps=5).state_file(),
-        trainer_of(nano, short, calibration, steps=6).state_file(),
-        trainer_of(nano, short, scenes(13), steps=5).state_file(),
-        trainer_of(nano, nano, calibration, steps=5).state_file(),
+        trainer_of(nano, short, start, steps=5).state_file(),
+        trainer_of(nano, short, start, steps=6).state_file(),
+        trainer_of(nano, short, start.copy(Scratch(1 << 30), 11), steps=5).state_file(),
+        trainer_of(nano, nano, start, steps=5).state_file(),
     }
     assert len(files) == 4
-    assert trainer_of(nano, short, calibration, steps=5).state_file() in files
+    assert trainer_of(nano, short, start, steps=5).state_file() in files
 
 
-def test_a_damaged_state_is_left_aside(nano: VlmModel, short: VlmModel, calibration: Calibration) -> None:
-    trainer = trainer_of(nano, short, calibration, steps=1)
+def test_a_damaged_state_is_left_aside(nano: VlmModel, short: VlmModel, start: Activations) -> None:
+    trainer = trainer_of(nano, short, start, steps=1)
     path = trainer.state_file()
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not a state")
@@ -208,7 +217,7 @@ def test_more_samples_than_for_calibration(nano: VlmModel, short: VlmModel, cali
 
 
 def test_every_epoch_shows_every_sample_once(nano: VlmModel, short: VlmModel) -> None:
-    trainer = trainer_of(nano, short, scenes(30), batch=2)
+    trainer = trainer_of(nano, short, states_of(nano, scenes(30)), batch=2)
     groups = groups_of(trainer.lesson.start)
     assert len(groups) > 4
     shown = []
