@@ -146,7 +146,7 @@ def _strip(model: ir.Model) -> None:
     graph = model.graph
     graph.metadata_props.clear()
     graph.doc_string, graph.name = None, "vision_encoder"
-    for node in graph:
+    for node in graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.outputs:
