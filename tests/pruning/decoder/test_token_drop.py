@@ -1,6 +1,7 @@
 """Image tokens dropped inside the torch decoder: the formulas, the caches, and what must not change."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_prompts_and_answers_equal_the_formula_over_the_whole_sequence(name: str
 def test_of_equal_scores_the_first_tokens_are_kept() -> None:
     """Zero queries attend to all alike; then the places decide, as they do in ONNX."""
     model = dropping(TokenDropSpec("fastv", "attention", TOKENS, (DropStage(1, 5),)))
-    layer = model.decoder.layers[0]
+    layer: Any = model.decoder.layers[0]
     layer.self_attn.q_proj.weight.zero_()
     layer.self_attn.q_proj.bias.zero_()
     assert kept(model, segments(model)) == [*range(7 + 5), *range(7 + TOKENS, 7 + TOKENS + 5)]
@@ -165,7 +166,8 @@ def kept(model: VlmModel, prompt: list[Segment]) -> list[int]:
     rows = [torch.from_numpy(p) if p.ndim == 2 else decoder.embed_tokens(torch.from_numpy(p).long()) for p in prompt]
     x = torch.cat(rows)[None]
     rotary = rotary_for(model.spec.decoder, torch.arange(x.shape[1])[None])
-    after, (keys, _) = decoder.layers[0](x, rotary, None, None)
+    layer: Any = decoder.layers[0]
+    after, (keys, _) = layer(x, rotary, None, None)
     passage = token_drop.Passage(x, after, rotary, keys)
     where = token_drop.Prompt((len(prompt[0]),), x.shape[1] - 1, x.shape[1])
-    return token_drop.kept_places(drop, 0, decoder.layers[0], decoder.norm, passage, where).tolist()
+    return token_drop.kept_places(drop, 0, layer, decoder.norm, passage, where).tolist()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -46,8 +47,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     def make(kind: str, method: str) -> tuple[VlmModel, Bundle]:
         model = tiny_model(replace(KINDS[kind], num_hidden_layers=4, token_drop=DROPS[method]))
         if kind == "tinygptv":  # random biases behind the last layer would drown everything before them
-            for module in (model.decoder.norm, model.decoder.lm_head):
-                module.bias.zero_()
+            decoder: Any = model.decoder
+            decoder.norm.bias.zero_()
+            decoder.lm_head.bias.zero_()
         return model, tiny_bundle(model, tmp_path_factory.mktemp("drop") / "bundle")
 
     return make
@@ -152,8 +154,8 @@ def test_turns_follow_each_other_in_the_buffers(method: str, made: Made) -> None
 
     both(lambda each: each.prefill(first))
     end = ours.position
-    for token in (7, 8, 9):
-        both(lambda each, token=token: each.decode(token))
+    both(lambda each: each.decode(7))
+    both(lambda each: each.decode(8))
     both(lambda each: each.prefill([text]))
     both(lambda each: each.prefill(second))
     both(lambda each: each.decode(1))
@@ -182,11 +184,16 @@ def test_a_decode_step_writes_one_place_in_each_cache(made: Made) -> None:
 
 def test_of_equal_scores_the_first_tokens_are_kept(tmp_path: Path) -> None:
     model = tiny_model(replace(DECODER, token_drop=TokenDropSpec("fastv", "attention", TOKENS, (DropStage(1, 5),))))
-    attention = model.decoder.layers[0].self_attn
+    layer: Any = model.decoder.layers[0]
+    attention = layer.self_attn
     attention.q_proj.weight.zero_()
     attention.q_proj.bias.zero_()
     graph = Graph(tiny_bundle(model, tmp_path / "bundle"))
-    asked = [np.arange(7, dtype=np.int32), np.ones((TOKENS, 64), np.float32), np.arange(5, dtype=np.int32)]
+    asked: list[Segment] = [
+        np.arange(7, dtype=np.int32),
+        np.ones((TOKENS, 64), np.float32),
+        np.arange(5, dtype=np.int32),
+    ]
     assert graph.kept(model.decoder, asked) == [[*range(12), *range(7 + TOKENS, 12 + TOKENS)]]
 
 
