@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from edgevlm.assembly import ImageAssembler
 from edgevlm.calibration import Calibration
 from edgevlm.calibration.sources import SCENES
 from edgevlm.errors import EdgeVLMError, InputError
-from edgevlm.imageio import load_image
 from edgevlm.models.checkpoint import read_json
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
@@ -38,6 +38,8 @@ from edgevlm.zoo.scenes import TYPES, ask, compose, scene_rng
 
 #: Scenes whose questions and answers stand for the whole set.
 _SCENES = 1000
+#: Images, in pixels, that are cut into one tile, a row, a column and a square of tiles.
+_SIZES = ((40, 40), (4000, 900), (900, 4000), (3000, 3000))
 _MAX_CORPUS_BYTES = 256 << 20
 
 
@@ -90,8 +92,7 @@ class TrimVocabulary(Pass[VocabConfig]):
             if index % 100 == 0:
                 context.progress(index, len(texts), "tokens of the text")
             seen.update(cutter.ids(prompt, answer))
-        if context.calibration is not None:
-            seen.update(cutter.layout_ids(context.calibration))
+        seen.update(cutter.layout_ids())
         trimmed = trim(read_json(path), seen | _special_ids(model.spec.prompt), str(path))
         smaller = _with_rows(model, trimmed)
         after = _Cutter(smaller, Tokenizer(smaller.tokenizer_files["tokenizer.json"]))
@@ -152,16 +153,16 @@ class _Cutter:
         ids = [*first, *said, *self._formatter.follow_up(turns)]
         return [token_id for token_id in ids if token_id != IMAGE_PLACEHOLDER]
 
-    def layout_ids(self, calibration: Calibration) -> set[int]:
-        """Ids that stand between the tiles of the calibration images."""
-        if not isinstance(self._spec.prompt.image_layout, FramedLayout):
-            return set()
-        assembler, found = ImageAssembler(self._spec, self._tokenizer), set[int]()
-        for sample in calibration.samples():
-            image = prepare(load_image(sample.image), self._spec.preprocess)
-            nothing = np.zeros((len(image.tiles), self._spec.vision.image_tokens, 1), np.float32)
-            pieces = assembler.pieces(nothing, image)
-            found.update(token for piece in pieces if piece.ndim == 1 for token in piece.tolist())
+    def layout_ids(self) -> set[int]:
+        """Ids that stand between the tiles of images of any shape."""
+        found = set[int]()
+        if isinstance(self._spec.prompt.image_layout, FramedLayout):
+            assembler = ImageAssembler(self._spec, self._tokenizer)
+            for size in _SIZES:
+                image = prepare(Image.new("RGB", size), self._spec.preprocess)
+                nothing = np.zeros((len(image.tiles), self._spec.vision.image_tokens, 1), np.float32)
+                pieces = assembler.pieces(nothing, image)
+                found.update(token for piece in pieces if piece.ndim == 1 for token in piece.tolist())
         return found
 
 

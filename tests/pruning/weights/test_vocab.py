@@ -13,12 +13,14 @@ from llama_vocabulary import CORPUS, vocabulary
 from pruned_models import logits_of, run, scenes, silent
 from tokenizers import Tokenizer as Backend
 
+from edgevlm.calibration import Calibration, Sample
 from edgevlm.errors import EdgeVLMError, InputError, UnsupportedError
 from edgevlm.exporters.gguf import exporter as gguf
 from edgevlm.models import VlmModel, load, resolve
 from edgevlm.models.checkpoint import read_json
 from edgevlm.pruning.weights.vocab import TrimVocabulary
 from edgevlm.pruning.weights.vocabulary import Trimmed, trim
+from edgevlm.spec import FramedLayout
 from edgevlm.zoo.evaluate import answers
 from edgevlm.zoo.scenes import scenes as make_scenes
 from edgevlm.zoo.synth import synth
@@ -158,6 +160,24 @@ def test_an_untied_head_loses_the_same_rows(tmp_path: Path) -> None:
     columns = [old.token_to_id(new.id_to_token(i)) for i in range(rows)]
     for a, b in zip(logits_of(model, few), logits_of(smaller, few), strict=True):
         np.testing.assert_allclose(a[:, columns], b, atol=1e-4)
+
+
+def test_text_between_tiles_is_kept(tmp_path: Path) -> None:
+    """SmolVLM's rows of tiles end in newlines; the corpus has none, and no image is looked at."""
+    synth("smolvlm-256m", tmp_path / "tiny", tiny=True)
+    model = load(tmp_path / "tiny")
+    (tmp_path / "task.txt").write_text("red")
+    smaller = run(TrimVocabulary, model, None, corpus=str(tmp_path / "task.txt"))
+    assert smaller.spec.decoder.vocab_size < model.spec.decoder.vocab_size
+    layout = model.spec.prompt.image_layout
+    assert isinstance(layout, FramedLayout)
+    old = Backend.from_file(str(model.tokenizer_files["tokenizer.json"]))
+    new = Backend.from_file(str(smaller.tokenizer_files["tokenizer.json"]))
+    text = layout.row_end + layout.tiles_end + layout.whole_text
+    assert new.encode(text, add_special_tokens=False).tokens == old.encode(text, add_special_tokens=False).tokens
+    image = np.zeros((900, 2400, 3), np.uint8)
+    wide = Calibration(lambda: iter([Sample(image, "red")]), 1)
+    assert all(torch.isfinite(logits).all() for logits in logits_of(smaller, wide))
 
 
 def test_text_files_and_what_is_wrong_with_them(nano: VlmModel, tmp_path: Path) -> None:
