@@ -1,5 +1,6 @@
 """A smaller vocabulary: the task's text is cut as before, other text still encodes, rows go with their tokens."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -163,17 +164,21 @@ def test_an_untied_head_loses_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_text_between_tiles_is_kept(tmp_path: Path) -> None:
-    """SmolVLM's rows of tiles end in newlines; the corpus has none, and no image is looked at."""
+    """Rows of tiles end in a token of two characters; the corpus has none, and no image is looked at."""
     synth("smolvlm-256m", tmp_path / "tiny", tiny=True)
     model = load(tmp_path / "tiny")
+    layout = model.spec.prompt.image_layout
+    assert isinstance(layout, FramedLayout)
+    layout = dataclasses.replace(layout, row_end=".\n")
+    prompt = dataclasses.replace(model.spec.prompt, image_layout=layout)
+    model = dataclasses.replace(model, spec=dataclasses.replace(model.spec, prompt=prompt))
     (tmp_path / "task.txt").write_text("red")
     smaller = run(TrimVocabulary, model, None, corpus=str(tmp_path / "task.txt"))
     assert smaller.spec.decoder.vocab_size < model.spec.decoder.vocab_size
-    layout = model.spec.prompt.image_layout
-    assert isinstance(layout, FramedLayout)
     old = Backend.from_file(str(model.tokenizer_files["tokenizer.json"]))
     new = Backend.from_file(str(smaller.tokenizer_files["tokenizer.json"]))
-    text = layout.row_end + layout.tiles_end + layout.whole_text
+    text = layout.row_end + layout.whole_text
+    assert ".Ċ" in old.encode(text, add_special_tokens=False).tokens
     assert new.encode(text, add_special_tokens=False).tokens == old.encode(text, add_special_tokens=False).tokens
     image = np.zeros((900, 2400, 3), np.uint8)
     wide = Calibration(lambda: iter([Sample(image, "red")]), 1)
