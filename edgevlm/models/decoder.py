@@ -220,6 +220,7 @@ class Decoder(nn.Module):
             P count the tokens that go on.
         """
         drop, x = self.spec.token_drop, inputs_embeds
+        assert drop is None or not image_starts or (len(x) == 1 and mask is None)
         prompt = Prompt(tuple(image_starts), x.shape[1] - 1, x.shape[1])
         rotary, allowed = rotary_for(self.spec, position_ids), mask if mask is not None else _causal(x, past, 0)
         presents: list[KeyValue] = []
