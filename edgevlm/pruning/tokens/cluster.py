@@ -9,7 +9,7 @@ from torch import Tensor
 from edgevlm.models.taps import Taps
 from edgevlm.pruning.tokens.farthest import farthest_points
 from edgevlm.pruning.tokens.reducer import Options, Reducer
-from edgevlm.pruning.tokens.selecting import one_hot, take
+from edgevlm.pruning.tokens.selecting import one_hot, products, take
 
 
 class ClusterOptions(Options):
@@ -34,7 +34,7 @@ class Cluster(Reducer[ClusterOptions]):
     def forward(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
         """Embeddings `[B, N, C]` to `[B, K, C]`."""
         squares = (x * x).sum(dim=-1)
-        distances = squares[:, :, None] + squares[:, None] - 2 * x @ x.transpose(1, 2)
+        distances = squares[:, :, None] + squares[:, None] - 2 * products(x)
         centres = take(x, farthest_points(distances.clamp(min=0), self.keep))
         places = torch.arange(x.shape[1], device=x.device)[:, None]
         for _ in range(self.options.iterations):

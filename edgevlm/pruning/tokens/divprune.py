@@ -9,7 +9,7 @@ from torch import Tensor
 from edgevlm.models.taps import Taps
 from edgevlm.pruning.tokens.farthest import farthest_points
 from edgevlm.pruning.tokens.reducer import Options, Selector
-from edgevlm.pruning.tokens.selecting import unit
+from edgevlm.pruning.tokens.selecting import products, unit
 from edgevlm.spec import LdpSpec, ModelSpec, VisionSpec
 
 
@@ -43,6 +43,5 @@ class DivPrune(Selector[DivPruneOptions]):
 
     def select(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
         """Indexes `[B, K]`."""
-        units = unit(x)
-        distances = (1 - units @ units.transpose(1, 2)).clamp(min=0)
+        distances = (1 - products(unit(x))).clamp(min=0)
         return farthest_points(distances, self.keep)  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edgevlm.models.taps import Taps
 from edgevlm.pruning.tokens.reducer import Options, Selector
-from edgevlm.pruning.tokens.selecting import top, unit
+from edgevlm.pruning.tokens.selecting import products, top, unit
 
 
 class GPruneOptions(Options):
@@ -36,8 +36,7 @@ class GPrune(Selector[GPruneOptions]):
 
     def select(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
         """Indexes `[B, K]`."""
-        units = unit(x)
-        cosine = units @ units.transpose(1, 2)
+        cosine = products(unit(x))
         edges = cosine > self.options.threshold
         flow = torch.exp((cosine - 1) / self.options.temperature) * edges
         flow = flow / flow.sum(dim=-1, keepdim=True).clamp(min=1e-12)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: How `products` cuts many rows, and how many are many.
+_BLOCKS, _BLOCKED = 3, 192
+
 
 def ranked(scores: Tensor) -> Tensor:
     """Indexes `[B, N]` from the highest score to the lowest, those of equal scores in their order."""
@@ -38,6 +41,25 @@ def take(x: Tensor, indices: Tensor) -> Tensor:
 def one_hot(indices: Tensor, size: int) -> Tensor:
     """Indexes `[B, K]` as float32 `[B, K, size]`."""
     return (indices[..., None] == torch.arange(size, device=indices.device)).float()
+
+
+def products(x: Tensor) -> Tensor:
+    """Products of all pairs of rows: `[B, N, C]` to `[B, N, N]`.
+
+    They are symmetric, so that of many rows a third of the products need not be computed: blocks below the diagonal are
+    those above it, turned.
+    """
+    count = x.shape[1]
+    if count < _BLOCKED:
+        return x @ x.transpose(1, 2)
+    size = -(-count // _BLOCKS)
+    starts = range(0, count, size)
+    right = [x[:, start : start + size] @ x[:, start:].transpose(1, 2) for start in starts]
+    rows = []
+    for row, start in enumerate(starts):
+        left = [right[i][:, :, start - at : start - at + size].transpose(1, 2) for i, at in enumerate(starts[:row])]
+        rows.append(torch.cat((*left, right[row]), dim=2))
+    return torch.cat(rows, dim=1)
 
 
 def unit(x: Tensor) -> Tensor:

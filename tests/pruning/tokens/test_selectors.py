@@ -6,7 +6,7 @@ import torch
 from reducer_models import CLIP, SIGLIP, attention, highest, reducer, rows, taps, vision_spec
 
 from edgevlm.models.taps import Taps
-from edgevlm.pruning.tokens.selecting import split, top
+from edgevlm.pruning.tokens.selecting import products, split, top
 
 NONE = Taps(())
 
@@ -17,6 +17,15 @@ def test_equal_scores_are_taken_from_the_front() -> None:
     assert top(torch.zeros(1, 600), 5).tolist() == [[0, 1, 2, 3, 4]]
     kept, rest = split(scores, 3)
     assert (kept.tolist(), rest.tolist()) == ([[1, 2, 7]], [[0, 3, 4, 5, 6]])
+
+
+@pytest.mark.parametrize("count", [36, 191, 192, 200, 577])
+def test_products_are_those_of_all_pairs(count: int) -> None:
+    x = torch.randn(2, count, 7)
+    found = products(x)
+    torch.testing.assert_close(found, x @ x.transpose(1, 2))
+    if count >= 192:
+        assert torch.equal(found[:, 0, -1], found[:, -1, 0]), "a turned copy"
 
 
 def test_uniform_keeps_the_middle_of_equal_pieces() -> None:
