@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from edgevlm.bench import format as show
 from edgevlm.bench.axes import Axis, cost_axis, share_axis
-from edgevlm.bench.grid import PLAIN, by_method, share, study_of, tokens, ttft, unpruned
+from edgevlm.bench.grid import PLAIN, by_method, method_label, share, study_of, tokens, ttft, unpruned
 from edgevlm.bench.labels import Label, write_labels
 from edgevlm.bench.report import Report, Row
 from edgevlm.bench.svg import Canvas, text_width, ticks
@@ -55,13 +55,14 @@ def front_chart(report: Report, cost: Cost, width: float) -> str:
     frame = _Frame(canvas, across, share_axis(shares, height - bottom, top), report, cost)
     _scales(frame, left, width - right, height - bottom)
     _full_line(frame, left, width - right)
+    on_front = study_of(report).front_tokens if cost == "tokens" else study_of(report).front_ttft
+    named = [place for row in report.rows if row.name in on_front and (place := frame.place(row)) is not None]
     labels = []
     for name, rows in by_method(report).items():
         trace = frame.trace(rows)
         if name in PLAIN and len(trace) > 1:
             canvas.polyline(trace, "plain")
-            labels.append(Label(*trace[0], name))
-    on_front = study_of(report).front_tokens if cost == "tokens" else study_of(report).front_ttft
+            labels += [Label(*trace[0], name)] if trace[0] not in named else []
     for row in report.rows:
         place = frame.place(row)
         if place is not None and row.name not in on_front:
@@ -87,13 +88,16 @@ def _stair(frame: _Frame, on_front: list[str], end: float) -> list[Label]:
         if low is not None and high is not None:
             frame.canvas.line(x, frame.up.at(low), x, frame.up.at(high), "whisker")
         frame.canvas.circle(x, y, 5, "on-front", tip=_tip(frame.report, row), data=share(row))
-        labels.append(Label(x, y, row.name))
+        if row.pruning is not None:
+            # Above the stair, which runs to the right; how many tokens it has stands below its dot.
+            text = method_label(row.pruning) if frame.cost == "tokens" else row.name
+            labels.append(Label(x, y - 11, text))
     return labels
 
 
 def method_panel(report: Report, method: str, width: float) -> str:
     """Accuracy against tokens of one method among the others; the plain ones dashed."""
-    left, right, top, bottom = 34.0, 8.0, 8.0, 20.0
+    left, right, top, bottom = 40.0, 8.0, 8.0, 20.0
     height = 0.62 * width
     canvas = Canvas(width, height, f"Accuracy of {method} against visual tokens")
     shares = [row.accuracy.overall for row in report.rows if row.accuracy is not None]

@@ -7,7 +7,7 @@ from edgevlm.bench.findings import Finding
 from edgevlm.bench.grid import method_label, of_full, pruning_of, share, study_of
 from edgevlm.bench.report import Report, Row
 from edgevlm.bench.study_table import beats
-from edgevlm.bench.table import TONES
+from edgevlm.bench.table import TONES, Tone
 
 _NAMED = 6
 
@@ -23,7 +23,7 @@ def study_findings(report: Report) -> list[Finding]:
         ]
         if rows:
             found.append(_best(report, percent, rows))
-            found += _not_better(percent, rows)
+            found += _better(percent, rows)
     return [*found, *_flags(report)]
 
 
@@ -40,17 +40,22 @@ def _best(report: Report, percent: float, rows: list[Row]) -> Finding:
     return Finding(f"{percent:g}%", f"{text}.", TONES[paired.verdict] if paired else "unsure")
 
 
-def _not_better(percent: float, rows: list[Row]) -> list[Finding]:
-    """Methods that look at the image without showing that it helps."""
-    losing: dict[str, list[str]] = {}
+def _better(percent: float, rows: list[Row]) -> list[Finding]:
+    """Which methods are shown to be better than a plain choice of the same share, and of how many."""
+    found: dict[str, list[str]] = {}
+    compared: dict[str, int] = {}
     for row in rows:
         for other in pruning_of(row).against:
-            if not beats(other):
-                losing.setdefault(other.baseline, []).append(method_label(pruning_of(row)))
-    return [
-        Finding(f"{percent:g}%", f"not shown to beat {plain}: {', '.join(methods)}.", "bad")
-        for plain, methods in losing.items()
-    ]
+            compared[other.baseline] = compared.get(other.baseline, 0) + 1
+            named = found.setdefault(other.baseline, [])
+            if beats(other):
+                named.append(method_label(pruning_of(row)))
+    said = []
+    for plain, named in found.items():
+        names = f" ({', '.join(named)})" if named else ""
+        said.append(f"than {plain}, {len(named)} of {compared[plain]}{names}")
+    tone: Tone = "good" if any(found.values()) else "bad"
+    return [Finding(f"{percent:g}%", f"shown to be better {'; '.join(said)}.", tone)] if said else []
 
 
 def _flags(report: Report) -> list[Finding]:

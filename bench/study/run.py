@@ -28,7 +28,7 @@ from edgevlm.bench.sweep import Progress, measure_row
 from edgevlm.bench.worker import TARGET
 from edgevlm.bench.write import claim
 from edgevlm.bundle import Bundle
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, UnsupportedError
 from edgevlm.longrun import interrupts
 from edgevlm.models import load
 from edgevlm.recipe import Recipe
@@ -199,11 +199,7 @@ class _Run:
             bundle = self.shelf.pruned(cell, _exporting(pace))
         # Whatever tracing and conversion raise, and they raise much, costs this cell and not the study.
         except Exception as error:
-            row = without_bundle(cell.name, self.request.recipe.model, self.request.recipe.format)
-            said = error.what if isinstance(error, EdgeVLMError) else f"{type(error).__name__}: {error}"
-            reason = " ".join(said.split())
-            update = {"status": "failed", "failed_stage": "export", "reason": reason, "pruning": pruning}
-            return row.model_copy(update=update)
+            return self._unmade(cell, error).model_copy(update={"pruning": pruning})
         engine = _engine_of(full, self.settings)
         row = self._measure(bundle, cell.name, engine, {UNPRUNED: self.unpruned_answers}, pace)
         if row.status == "ok":
@@ -214,6 +210,15 @@ class _Run:
             except EdgeVLMError as error:
                 row = row.model_copy(update={"status": "failed", "failed_stage": "method cost", "reason": error.what})
         return row.model_copy(update={"pruning": pruning})
+
+    def _unmade(self, cell: Cell, error: Exception) -> Row:
+        """The row of a cell without a bundle: left out if the format cannot hold the method, else failed."""
+        row = without_bundle(cell.name, self.request.recipe.model, self.request.recipe.format)
+        said = error.what if isinstance(error, EdgeVLMError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(said.split())
+        if isinstance(error, UnsupportedError):
+            return row.model_copy(update={"reason": reason})
+        return row.model_copy(update={"status": "failed", "failed_stage": "export", "reason": reason})
 
     def _measure(self, bundle: Bundle, name: str, engine: str, answers: dict[str, list[Prediction]], pace: Pace) -> Row:
         settings = self.settings.model_copy(update={"vision_engine": engine})

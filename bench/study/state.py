@@ -107,7 +107,7 @@ class State:
     def _complete(self, row: Row) -> bool:
         """Whether the answers that the row speaks of are there."""
         if row.accuracy is None:
-            return row.status == "failed"
+            return row.status != "ok"
         file = self._predictions(row)
         return file is not None and file.is_file() and sha256_file(file) == row.accuracy.predictions_sha256
 

@@ -44,7 +44,7 @@ def test_every_cell_has_a_row(studied: Studied) -> None:
         "unpruned": ("ok", ""),
         **{f"{name} {count}": ("ok", "") for name in ("uniform", "random", "divprune") for count in (18, 9)},
         **{f"pool {count}": ("ok", "") for count in (16, 9)},
-        **{f"fastervlm {count}": ("skipped", "") for count in (18, 9)},
+        **{f"{name} {count}": ("skipped", "") for name in ("fastervlm", "fastv") for count in (18, 9)},
         **{f"attention {count}": ("failed", "latency") for count in (18, 9)},
         **{f"resolution {count}": ("failed", "export") for count in (16, 9)},
     }
@@ -54,6 +54,7 @@ def test_every_cell_has_a_row(studied: Studied) -> None:
     ("name", "reason"),
     [
         ("fastervlm 9", "no class token, which fastervlm reads; use attention"),
+        ("fastv 9", "cannot export hollow to gguf"),
         ("attention 9", "SIGSEGV"),
         ("resolution 9", "the exported model does not answer like the original"),
     ],
