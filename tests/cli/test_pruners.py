@@ -30,12 +30,9 @@ def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     listed: list[dict[str, Any]] = json.loads(shown(capsys, "--json"))
     assert [entry["name"] for entry in listed] == list(REDUCERS)
     by_name = {entry["name"]: entry for entry in listed}
-    assert {name for name, entry in by_name.items() if entry["uses_cls"]} == {
-        "fastervlm",
-        "vtc-cls",
-        "hired",
-        "prumerge",
-    }
-    assert {name for name, entry in by_name.items() if entry["inside_decoder"]} == {"fastv", "pyramiddrop", "dart"}
+    reading = {name for name, entry in by_name.items() if entry["uses_cls"]}
+    assert {"fastervlm", "vtc-cls", "hired", "prumerge"} <= reading
+    assert not {"attention", "divprune", "visionzip"} & reading
+    assert {name for name, entry in by_name.items() if entry["inside_decoder"]} >= {"fastv", "pyramiddrop", "dart"}
     assert by_name["gprune"]["options"] == {"threshold": 0.5, "temperature": 0.03, "steps": 5}
     assert all(entry["summary"] and entry["source"] for entry in listed)
