@@ -147,7 +147,15 @@ class Accuracy(Part):
 class Flag(Part):
     """Something a reader must know before trusting a figure."""
 
-    code: Literal["cache-suspected", "noisy", "non-deterministic", "reused-prompt", "few-tokens", "contended"]
+    code: Literal[
+        "cache-suspected",
+        "noisy",
+        "non-deterministic",
+        "reused-prompt",
+        "few-tokens",
+        "contended",
+        "no-method-cost",
+    ]
     text: str
 
 

@@ -71,6 +71,7 @@ def _flags(report: Report) -> list[Finding]:
         "cache-suspected": "the first steady answer took more than twice the median",
         "non-deterministic": "greedy decoding gave other tokens for the same input",
         "reused-prompt": "prompt tokens of steady answers came from a cache",
+        "no-method-cost": "the method's own cost could not be measured",
     }
     found = []
     for code, meaning in meanings.items():

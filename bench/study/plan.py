@@ -148,8 +148,11 @@ class _Reasons:
     def of(self, tokens: int) -> str:
         if tokens not in self._known:
             (step,) = parse_passes(with_pass(self._recipe, self._read_flag(self._method.flag(tokens))))
-            self._known[tokens] = step.applies_to(self._spec) or ""
+            self._known[tokens] = step.applies_to(self._spec) or self._without_images(step.needs_calibration)
         return self._known[tokens]
+
+    def _without_images(self, needed: bool) -> str:
+        return "it needs calibration images: give --calibrate" if needed and self._recipe.calibration is None else ""
 
 
 def with_pass(recipe: Recipe, entry: PassEntry) -> Recipe:

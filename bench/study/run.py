@@ -19,7 +19,7 @@ from edgevlm.bench.job import Prediction
 from edgevlm.bench.method_cost import method_cost
 from edgevlm.bench.pace import Pace
 from edgevlm.bench.plan import IS_BASELINE, Work, accuracy_plan, bundle_job
-from edgevlm.bench.report import SCHEMA_VERSION, Environment, Paired, Pruning, Report, Row, Settings, Study
+from edgevlm.bench.report import SCHEMA_VERSION, Environment, Flag, Paired, Pruning, Report, Row, Settings, Study
 from edgevlm.bench.rows import describe, without_bundle
 from edgevlm.bench.study.plan import Cell, Method, ReadFlag, check_methods, plan_cells
 from edgevlm.bench.study.shelf import UNPRUNED, Shelf
@@ -208,7 +208,8 @@ class _Run:
                 cost = method_cost(self.shelf.unpruned(_exporting(pace)), bundle, engine, self.settings)
                 pruning = pruning.model_copy(update={"method_ms": cost})
             except EdgeVLMError as error:
-                row = row.model_copy(update={"status": "failed", "failed_stage": "method cost", "reason": error.what})
+                flag = Flag(code="no-method-cost", text=f"the method's own cost could not be measured: {error.what}")
+                row = row.model_copy(update={"flags": [*row.flags, flag]})
         return row.model_copy(update={"pruning": pruning})
 
     def _unmade(self, cell: Cell, error: Exception) -> Row:

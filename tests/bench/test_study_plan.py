@@ -10,6 +10,7 @@ from study_fakes import read_flag
 from edgevlm.bench.study.plan import Cell, Method, check_methods, parse_methods, parse_percents, plan_cells, with_pass
 from edgevlm.errors import InputError
 from edgevlm.pruning.tokens import REDUCERS
+from edgevlm.pruning.tokens.prune_tokens import PruneTokens
 from edgevlm.recipe import CalibrationData, Recipe
 from edgevlm.spec import EncoderSpec
 
@@ -79,3 +80,13 @@ def test_calibration_data_go_only_to_methods_that_need_them() -> None:
     """Else the cell's bundle would not be the one that an export without them writes."""
     recipe = RECIPE.model_copy(update={"calibration": CalibrationData(source="scenes")})
     assert with_pass(recipe, read_flag("uniform:4")).calibration is None
+
+
+def test_a_method_that_needs_images_says_so_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PruneTokens, "needs_calibration", True)
+    assert "give --calibrate" in cells(replace(CLIP, grid=6), "uniform", "25", side=6)["uniform 9"].reason
+    given = RECIPE.model_copy(update={"calibration": CalibrationData(source="scenes")})
+    spec = replace(TINY, vision=vision_spec(replace(CLIP, grid=6)))
+    (cell,) = plan_cells(spec, [Method("uniform")], [25], given, read_flag)
+    assert cell.reason == ""
+    assert with_pass(given, read_flag(cell.flag)).calibration == given.calibration

@@ -20,7 +20,7 @@ from edgevlm.bench.report import Report, Row
 from edgevlm.bench.study import run, shelf
 from edgevlm.bench.study.run import export_command
 from edgevlm.bench.study.state import STATE
-from edgevlm.errors import EdgeVLMError, InputError
+from edgevlm.errors import EdgeVLMError, EngineError, InputError
 from edgevlm.recipe import CalibrationData, Recipe
 
 Studied = tuple[Report, Path]
@@ -190,6 +190,21 @@ def test_an_interruption_reports_the_rows_so_far_and_the_rest_follows(
     assert [row.status for row in second.rows] == ["ok", "ok", "ok"]
     assert second.rows[:2] == first.rows[:2]
     assert made == ["unpruned", "uniform:18", "pool:16", "unpruned", "pool:16"]
+
+
+def test_a_cost_that_cannot_be_measured_leaves_the_other_figures(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise EngineError("the graph needs a prompt", "vision")
+
+    monkeypatch.setattr(run, "method_cost", fails)
+    row = rows(study_fakes.study(study_fakes.request(tmp_path, ("uniform",), (50,))))["uniform 18"]
+    assert (row.status, made) == ("ok", ["unpruned", "uniform:18"])
+    assert row.accuracy is not None
+    assert row.pruning is not None
+    assert row.pruning.method_ms is None
+    assert "needs a prompt" in next(flag.text for flag in row.flags if flag.code == "no-method-cost")
 
 
 _SCRIPT = """
