@@ -43,7 +43,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, files: dict[str, Path], prompt: Promp
     """
     path = files.get("tokenizer.json")
     if path is None:
-        raise CheckpointError("the checkpoint has no tokenizer.json", "its tokenizer", "save the tokenizer in its fast form")
+        raise CheckpointError(
+            "the checkpoint has no tokenizer.json", "its tokenizer", "save the tokenizer in its fast form"
+        )
     data = _read_json(path)
     try:
         model = data["model"]
