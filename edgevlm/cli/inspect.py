@@ -55,6 +55,9 @@ def _print_model(bundle: Bundle) -> None:
         ["recipe", ", ".join(f"{key} {value}" for key, value in sorted(manifest.recipe.items()) if _is_plain(value))],
         *(["note", note] for note in spec.notes),
     ]
+    if (drop := decoder.token_drop) is not None:
+        stages = ", ".join(f"{stage.keep} behind layer {stage.after_layers}" for stage in drop.stages)
+        rows.append(["image tokens", f"{drop.name} keeps of {drop.image_tokens}: {stages}"])
     print_table(["", ""], rows, title=str(bundle.path))
 
 

@@ -1,12 +1,15 @@
 """`edgevlm inspect` shows what the manifest says, and refuses what is not a bundle."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import DECODER, TOKENS, tiny_bundle, tiny_model
 
 from edgevlm.bundle import Bundle
 from edgevlm.cli import main
+from edgevlm.spec import DropStage, TokenDropSpec
 
 
 def inspect(*arguments: str) -> int:
@@ -26,6 +29,13 @@ def test_the_table_names_every_file(bundle: Bundle, capsys: pytest.CaptureFixtur
     assert f"{bundle.total_bytes:,}" in shown
     assert "64 x 64 pixels to 16 tokens" in shown
     assert "SHA-256" in shown
+
+
+def test_tokens_dropped_inside_the_decoder_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drop = TokenDropSpec("pyramiddrop", "attention", TOKENS, (DropStage(1, 6),))
+    bundle = tiny_bundle(tiny_model(replace(DECODER, token_drop=drop)), tmp_path / "bundle")
+    assert inspect(str(bundle.path)) == 0
+    assert "pyramiddrop keeps of 16: 6 behind layer 1" in capsys.readouterr().out
 
 
 def test_json_is_the_manifest(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
