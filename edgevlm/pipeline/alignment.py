@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Embeddings of a token kept by both are this alike at least, in any precision.
-SAME = 0.9
+SAME = 0.95
 
 
 def aligned(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
