@@ -8,13 +8,15 @@ them (splicing, sampling, stop rules, streaming, timing) is the session's.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
+
+Int64 = NDArray[np.int64]
 
 #: Token ids `int32[L]`, or embeddings `float32[L, H]`; `float32[rows, columns, H]` for an image whose positions form a
 #: grid (decoders with `rope_sections`).
@@ -28,10 +30,13 @@ class EngineOptions:
     Attributes:
         threads: CPU threads; 0 lets the engine use all physical cores.
         context_length: positions of the key/value cache; 0 takes min(model maximum, 4096).
+        low_memory: the vision engine of ONNX Runtime leaves half-precision weights as they are and widens them in each
+            run, which is slower; otherwise it keeps them in float32, twice as large. Other engines decide themselves.
     """
 
     threads: int = 0
     context_length: int = 0
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,27 @@ class EngineStats:
     reused_tokens: int = 0
 
 
+class Encoded(NamedTuple):
+    """What a vision graph makes of the tiles of one image.
+
+    Attributes:
+        rows: embeddings `[T, N, hidden]`, N of each tile; where they are shared out, in the order of `places`.
+        places: of shared tokens `[T * N]`, ascending: tile times the tokens that a tile has, plus which of them; -1
+            behind the last, where fewer show the image. None where each tile has N.
+    """
+
+    rows: Float32
+    places: Int64 | None = None
+
+
 class VisionEngine(Protocol):
     """Pixels to image embeddings."""
 
-    def encode(self, pixels: Float32) -> Float32:
+    def encode(self, pixels: Float32, text: Float32 | None = None) -> Float32:
         """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`.
 
-        For models with `PreprocessSpec.patches`, patches of one image `[rows, columns, M, V]` to `[1, N, hidden]`.
+        For models with `PreprocessSpec.patches`, patches of one image `[rows, columns, M, V]` to `[1, N, hidden]`; for
+        those whose tokens are chosen by the question (`VisionSpec.text`), with that as a vector `[1, P]`.
 
         Raises:
             EngineError: the runtime failed or returned another shape.
@@ -66,6 +85,32 @@ class VisionEngine(Protocol):
 
     def close(self) -> None:
         """Free the runtime's memory; the engine cannot be used afterwards."""
+
+
+class TextEngine(Protocol):
+    """Text to vectors, for models whose image tokens are chosen by the question."""
+
+    def encode(self, ids: Int32) -> Float32:
+        """Ids `[L]`, those around the text included, to a vector `[P]` as long as it comes.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+        """
+
+    def close(self) -> None:
+        """Free the runtime's memory; the engine cannot be used afterwards."""
+
+
+@runtime_checkable
+class TileEngine(VisionEngine, Protocol):
+    """A vision engine that can take all tiles of an image at once, for graphs that share tokens out among them."""
+
+    def encode_tiles(self, pixels: Float32, boxes: Float32) -> Encoded:
+        """Pixels `[T, 3, R, R]` of one image and the places of its tiles `[T, 4]` (`tile_boxes`) to its tokens.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape, or places that cannot be.
+        """
 
 
 class FusionEngine(Protocol):

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from edgevlm.errors import BundleError
 from edgevlm.heap import huge_pages, trim_heap
 from edgevlm.patches import graph_inputs
-from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
+from edgevlm.runtimes.base import Encoded, EngineOptions, EngineStats, Float32, Int32, Segment
 from edgevlm.runtimes.checks import (
     HINT,
     check_declared,
     check_fits,
     checked_features,
     checked_fusion,
+    checked_tiles,
     context_length,
     engine_errors,
     thread_count,
@@ -46,11 +47,13 @@ class OnnxRuntimeVision:
         """
         self._threads = thread_count(options.threads)
         # Between images the cores belong to the decoder: the pool stops spinning as soon as a run ends.
-        self._session = _open_session(path, self._threads, {"session.force_spinning_stop": "1"})
+        config = {"session.force_spinning_stop": "1"}
+        self._session = _open_session(path, self._threads, config, low_memory=options.low_memory)
         self._input = self._session.get_inputs()[0]
         self._patches = spec.preprocess.patches
         self._dtype = _DTYPES[self._input.type]
         self._tokens, self._hidden = spec.vision.image_tokens, spec.decoder.hidden_size
+        self._tile_tokens = spec.vision.grid_side**2
         if self._patches is None:
             check_declared(self._session.get_outputs()[0].shape, self._tokens, self._hidden, str(path))
 
@@ -68,6 +71,17 @@ class OnnxRuntimeVision:
                 rows = self._session.run(None, {self._input.name: image[None]})[0]
                 features.append(checked_features(rows, 1, self._tokens, self._hidden))
         return features[0] if len(features) == 1 else np.concatenate(features)
+
+    def encode_tiles(self, pixels: Float32, boxes: Float32) -> Encoded:
+        """Pixels of all tiles of an image `[T, 3, R, R]` and their places `[T, 4]` to its tokens.
+
+        Raises:
+            EngineError: the runtime failed, or returned another shape or places that cannot be.
+        """
+        with engine_errors("the vision graph failed"):
+            feed = {self._input.name: pixels.astype(self._dtype, copy=False), "tile_boxes": boxes}
+            rows, places = self._session.run(["image_features", "token_places"], feed)
+        return checked_tiles(rows, places, len(pixels), self._tokens, self._hidden, self._tile_tokens)
 
     def _encode_patches(self, pixels: Float32, spec: PatchesSpec) -> Float32:
         """Patches `[rows, columns, M, V]` to embeddings `[1, N, hidden]`."""
@@ -122,7 +136,11 @@ class OnnxRuntimeFusion:
 
 
 class OnnxRuntimeDecoder:
-    """The decoder through `embed_tokens.onnx` and `decoder_model_merged.onnx`."""
+    """The decoder through `embed_tokens.onnx` and `decoder_model_merged.onnx`.
+
+    Where it drops image tokens, `kept` holds, of the last prefill, the places that went on behind each stage, among
+    those that entered it.
+    """
 
     def __init__(self, decoder: Path, embed: Path, spec: ModelSpec, options: EngineOptions) -> None:
         """Load both graphs and allocate the key/value buffers.
@@ -151,6 +169,8 @@ class OnnxRuntimeDecoder:
             for part in ("key", "value")
         }
         self._dropped = DroppedPlaces(numbers.token_drop)
+        self._kept_names = [f"kept_positions.{part + 1}" for part in range(len(self._dropped.taken(0)) - 1)]
+        self.kept: list[NDArray[np.int64]] = []
         self._no_images = np.empty(0, np.int64)
         self._mask = np.ones((1, self.context_length), np.int64)
         self._one = np.ones((), np.int64)
@@ -226,7 +246,11 @@ class OnnxRuntimeDecoder:
         if self._rotary is not None:
             positions = np.ascontiguousarray(self._rotary.append(self.position, segments)[:, None])
             _bind_input(binding, "position_ids", positions)
+        for name in self._kept_names:
+            binding.bind_output(name, "cpu")
         self._append(binding, length, self._dropped.image_starts(rows), "the decoder failed on the prompt")
+        if self._kept_names:
+            self.kept = [value.numpy() for value in binding.get_outputs()[-len(self._kept_names) :]]
         return self._last_logits().copy()
 
     def _last_logits(self) -> Float32:
@@ -279,8 +303,11 @@ class OnnxRuntimeDecoder:
         trim_heap()
 
 
-def _open_session(path: Path, threads: int, config: dict[str, str]) -> Any:
+def _open_session(path: Path, threads: int, config: dict[str, str], *, low_memory: bool = False) -> Any:
     """A CPU session with every graph optimisation and without denormals, which slow some CPUs tenfold.
+
+    With `low_memory`, weights stay in their mapped file: they are neither folded behind a cast nor packed. The highest
+    level of optimisation would fold them, too.
 
     Raises:
         EngineError: ONNX Runtime refuses the graph.
@@ -291,12 +318,17 @@ def _open_session(path: Path, threads: int, config: dict[str, str]) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if low_memory else levels.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    for key, value in {"session.set_denormal_as_zero": "1", **config}.items():
+    packing = {"session.disable_prepacking": "1"} if low_memory else {}
+    for key, value in {"session.set_denormal_as_zero": "1", **packing, **config}.items():
         options.add_session_config_entry(key, value)
+    skipped = ["ConstantFolding"] if low_memory else None
     with engine_errors("ONNX Runtime cannot load this graph", str(path)):
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped
+        )
 
 
 def _bind_input(binding: Any, name: str, array: NDArray[Any]) -> None:

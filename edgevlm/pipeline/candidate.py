@@ -4,12 +4,14 @@ In: a bundle and a folder with `inputs.npz`: images as uint8 `[H, W, 3]`, the or
 `[T, N, hidden]`, prompts as token ids in which `IMAGE_PLACEHOLDER` stands for the image, and, for models with a
 fusion, the original's fused prompts `[L, hidden]`. Out, in that folder: `outputs.npz` with the bundle's own features,
 its fused prompts made of the original's features, the logits after each prompt when it is fed what the original feeds
-its decoder (so that the decoder is judged alone), and the greedy tokens of the whole bundle. Device half: no torch.
+its decoder (so that the decoder is judged alone), what then goes on behind each stage of a decoder that drops image
+tokens, and the greedy tokens of the whole bundle. Device half: no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,11 @@ from edgevlm.imageio import load_image
 from edgevlm.preprocess import normalise, prepare
 from edgevlm.runtimes import open_decoder, open_fusion, open_vision
 from edgevlm.runtimes.base import DecoderEngine, EngineOptions, Segment
+from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder
 from edgevlm.tokenizer import Tokenizer
+
+#: Bytes of vision weights above which the parent, which holds the original, leaves too little memory for their copies.
+_LARGE = 1 << 30
 
 
 def greedy(engine: DecoderEngine, prompt: list[Segment], count: int, stops: tuple[int, ...]) -> list[int]:
@@ -52,7 +58,9 @@ def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) 
     assembler = ImageAssembler(opened.spec, tokenizer, load_newline(opened))
     longest = max(map(assembler.positions, images)) + max(map(len, prompts)) + tokens
     options = EngineOptions(context_length=longest)
-    vision = open_vision(opened, "onnxruntime", options)
+    weights = sum(entry.bytes for entry in opened.manifest.artifacts if entry.role == "vision")
+    thrifty = replace(options, low_memory=weights > _LARGE)
+    vision = open_vision(opened, "onnxruntime", thrifty)
     features = [vision.encode(normalise(image.tiles, opened.spec.preprocess)) for image in images]
     names = {"vision": vision.stats().name}
     vision.close()
@@ -73,6 +81,8 @@ def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) 
             original = [fused[index]]
         decoder.reset(0)
         logits.append(np.array(decoder.prefill(original)))
+        if opened.spec.decoder.token_drop is not None and isinstance(decoder, OnnxRuntimeDecoder):
+            found |= {f"kept{index}.{stage}": places for stage, places in enumerate(decoder.kept)}
         answers[f"tokens{index}"] = np.array(greedy(decoder, fed, tokens, opened.spec.prompt.stop_token_ids))
         send([index + 1, asked])
     names["decoder"] = decoder.stats().name

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import psutil
 import pytest
 import torch
 from tiny import TOKENS, tiny_bundle
@@ -54,6 +56,48 @@ def test_image_embeddings_equal_torch(model: VlmModel, bundle: Bundle) -> None:
     pixels = np.random.default_rng(0).random((2, 3, 64, 64), dtype=np.float32)
     engine = OnnxRuntimeVision(bundle.artifact("vision", ".onnx"), bundle.spec, OPTIONS)
     np.testing.assert_allclose(engine.encode(pixels), TorchVision(model).encode(pixels), atol=1e-5)
+
+
+def half_precision_graph(path: Path) -> int:
+    """Write a graph, `[1, 3, 64, 64]` to `[1, 2, 64]`, of one half-precision linear layer; bytes of its weight."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    weight = np.random.default_rng(0).normal(size=(6144, 8192)).astype(np.float16) / 64
+    nodes = [
+        helper.make_node("Reshape", ["pixel_values", "rows"], ["x"]),
+        helper.make_node("Cast", ["weight"], ["wide"], to=kinds.FLOAT),
+        helper.make_node("MatMul", ["x", "wide"], ["y"]),
+        helper.make_node("Slice", ["y", "from", "to", "axis"], ["image_features"]),
+    ]
+    constants = {"rows": [1, 2, 6144], "from": [0], "to": [64], "axis": [2]}
+    initializers = [onnx.numpy_helper.from_array(np.array(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(
+        nodes,
+        "vision",
+        [helper.make_tensor_value_info("pixel_values", kinds.FLOAT, [1, 3, 64, 64])],
+        [helper.make_tensor_value_info("image_features", kinds.FLOAT, [1, 2, 64])],
+        [onnx.numpy_helper.from_array(weight, "weight"), *initializers],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path, save_as_external_data=True, location="weights")
+    return weight.nbytes
+
+
+def test_half_precision_weights_need_not_be_widened_for_good(bundle: Bundle, tmp_path: Path) -> None:
+    """Otherwise a large vision tower takes twice its size again beside the original that it is verified against."""
+    size = half_precision_graph(tmp_path / "vision.onnx")
+    vision = replace(bundle.spec.vision, image_tokens=2)
+    spec, pixels = (
+        replace(bundle.spec, vision=vision),
+        np.random.default_rng(1).random((1, 3, 64, 64), dtype=np.float32),
+    )
+    held, engines = [], []
+    for low_memory in (True, False):
+        before = psutil.Process().memory_info().rss
+        engines.append(OnnxRuntimeVision(tmp_path / "vision.onnx", spec, replace(OPTIONS, low_memory=low_memory)))
+        held.append(psutil.Process().memory_info().rss - before)
+    low, usual = (engine.encode(pixels) for engine in engines)
+    np.testing.assert_allclose(low, usual, rtol=1e-4, atol=1e-5)
+    assert held[0] < size / 2 < 1.5 * size < held[1]
 
 
 def test_prefill_and_decode_equal_one_whole_pass(model: VlmModel, decoder: OnnxRuntimeDecoder) -> None:
