@@ -70,11 +70,10 @@ class Encoded(NamedTuple):
 class VisionEngine(Protocol):
     """Pixels to image embeddings."""
 
-    def encode(self, pixels: Float32, text: Float32 | None = None) -> Float32:
+    def encode(self, pixels: Float32) -> Float32:
         """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`.
 
-        For models with `PreprocessSpec.patches`, patches of one image `[rows, columns, M, V]` to `[1, N, hidden]`; for
-        those whose tokens are chosen by the question (`VisionSpec.text`), with that as a vector `[1, P]`.
+        For models with `PreprocessSpec.patches`, patches of one image `[rows, columns, M, V]` to `[1, N, hidden]`.
 
         Raises:
             EngineError: the runtime failed or returned another shape.
@@ -85,6 +84,18 @@ class VisionEngine(Protocol):
 
     def close(self) -> None:
         """Free the runtime's memory; the engine cannot be used afterwards."""
+
+
+@runtime_checkable
+class GuidedEngine(VisionEngine, Protocol):
+    """A vision engine for models whose image tokens are chosen by the question (`VisionSpec.text`)."""
+
+    def encode_guided(self, pixels: Float32, text: Float32) -> Float32:
+        """Pixels `[B, 3, H, W]` and a question `[1, P]` to embeddings `[B, N, hidden]`.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+        """
 
 
 class TextEngine(Protocol):

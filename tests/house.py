@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("patches", "tiling"),
     ("answer", "video", "zoo", "zoo.drawing", "zoo.digits", "recipe", "bundle", "preprocess", "prompt", "targets"),
     ("feature_rows", "stream", "runtimes.base", "runtimes.positions"),
+    ("question",),
     ("assembly", "models", "zoo.scenes"),
     ("reference",),
     ("calibration",),

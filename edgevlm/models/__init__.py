@@ -17,6 +17,7 @@ from edgevlm.models.checkpoint import read_json
 from edgevlm.models.configs import require
 from edgevlm.models.prompt_templates import with_template
 from edgevlm.models.source import resolve
+from edgevlm.models.text_side import find_text_side
 from edgevlm.models.unknown import unknown_model
 from edgevlm.models.vlm import VlmModel, check_resolution, with_resolution
 from edgevlm.spec import ModelSpec
@@ -70,6 +71,10 @@ def load(
     if computes and accept is not None:
         accept(_with_options(family, family.describe(folder, resolution), resolution, prompt_template))
     model: VlmModel = family.load(folder, config, resolution) if computes else family.load(folder, config)
+    side = find_text_side(folder, model.spec.vision)
+    if side is not None:
+        spec = dataclasses.replace(model.spec, text_tower=side.spec)
+        model = dataclasses.replace(model, spec=spec, text_side=side)
     spec = _with_options(family, model.spec, resolution, prompt_template)
     if accept is not None:
         accept(spec)

@@ -29,6 +29,9 @@ class Taps:
         """Ask for some attention layers, counted from the last, which is -1."""
         self.layers = frozenset(layers)
         self.found: dict[int, QueryKey] = {}
+        #: The question `[1, P]` and the patches `[B, N, P]` in the space that both share, for reducers that read it.
+        self.text: Tensor | None = None
+        self.patches: Tensor | None = None
         #: The class token's output `[B, 1, C]`, where there is one.
         self.class_feature: Tensor | None = None
 

@@ -19,7 +19,8 @@ from edgevlm.spec import VitSpec
 CLIP_TYPES = ("clip_vision_model", "clip")
 SIGLIP_TYPES = ("siglip_vision_model", "siglip", "smolvlm_vision", "idefics3_vision")
 
-_ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "quick_gelu"]] = {
+#: What configurations call an activation, and the name here.
+ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "quick_gelu"]] = {
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
     "gelu_new": "gelu_tanh",
@@ -99,7 +100,7 @@ def read_vit(
         patch_size=config.patch_size,
         grid=config.image_size // config.patch_size,
         norm_eps=config.layer_norm_eps,
-        activation=_ACTIVATIONS[config.hidden_act],
+        activation=ACTIVATIONS[config.hidden_act],
         class_token=is_clip,
         keep_class_token=is_clip and class_token,
         patch_bias=not is_clip,

@@ -23,30 +23,46 @@ from edgevlm.models.projector import build_projector, pixel_shuffle
 from edgevlm.models.qwen2_vision import Qwen2Vision
 from edgevlm.models.taps import Taps, TokenReducer
 from edgevlm.models.tensors import assign
+from edgevlm.models.text_side import TextSide
+from edgevlm.models.text_tower import PatchHead
 from edgevlm.models.vit import Vit, resize_positions
 from edgevlm.spec import CompressedVitSpec, EncoderSpec, FastViTHDSpec, ModelSpec, Qwen2VisionSpec, VitSpec
 
 
 class VisionModel(nn.Module):
-    """Encoder and projector, and a reducer of tokens before or behind the projector where a pass put one."""
+    """Encoder and projector, and a reducer of tokens before or behind the projector where a pass put one.
+
+    For a reducer that reads the question, `patches` takes features into the space that they share with text.
+    """
 
     def __init__(
-        self, encoder: nn.Module, projector: nn.Module, shuffle: int = 1, reducer: TokenReducer | None = None
+        self,
+        encoder: nn.Module,
+        projector: nn.Module,
+        shuffle: int = 1,
+        reducer: TokenReducer | None = None,
+        patches: PatchHead | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
         self.shuffle = shuffle
         self.reducer = reducer
+        self.patches = patches
 
-    def forward(self, pixels: Tensor, grid: Tensor | None = None) -> Tensor:
-        """Pixels `[B, 3, H, W]`, or patches `[P, V]` and their grid, to image embeddings `[B, N, H]`."""
+    def forward(self, pixels: Tensor, grid: Tensor | None = None, text: Tensor | None = None) -> Tensor:
+        """Pixels `[B, 3, H, W]`, or patches `[P, V]` and their grid, to image embeddings `[B, N, H]`.
+
+        `text` `[1, P]` is the question, as `edgevlm.question` makes it.
+        """
         reducer = self.reducer
         taps = Taps(()) if reducer is None else Taps(reducer.layers)
         if taps.layers:
             features = self.encoder(pixels, taps)
         else:
             features = self.encoder(pixels) if grid is None else self.encoder(pixels, grid)
+        if self.patches is not None:
+            taps.text, taps.patches = text, self.patches(features)
         if self.shuffle > 1:
             features = pixel_shuffle(features, self.shuffle)
         if reducer is None:
@@ -67,6 +83,7 @@ class VlmModel:
         tokenizer_files: files to copy into a bundle, by the name they get there (`tokenizer.json`, ...).
         sources: the checkpoint files read, for the manifest's hashes.
         image_newline: `[H]`, the embedding that ends a row of image features, for models that have one.
+        text_side: of the CLIP that the encoder comes from, where the checkpoint holds it.
         provenance: for each tensor (`vision.*`, `decoder.*`), which of several sources it came from; empty for one.
     """
 
@@ -77,6 +94,7 @@ class VlmModel:
     sources: tuple[Path, ...]
     image_newline: Tensor | None = None
     fusion: Fusion | None = None
+    text_side: TextSide | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ from edgevlm.spec.decoder import DecoderSpec, DropStage, RopeScaling, TokenDropS
 from edgevlm.spec.fusion import FusionSpec
 from edgevlm.spec.model import ModelSpec
 from edgevlm.spec.prompt import PatchesSpec, PreprocessSpec, PromptSpec
+from edgevlm.spec.text import TextTowerSpec
 from edgevlm.spec.tiles import (
     AnyresTiles,
     AspectTiles,
@@ -61,6 +62,7 @@ __all__ = [
     "RowsLayout",
     "SplitTiles",
     "StackedTiles",
+    "TextTowerSpec",
     "TileSpec",
     "TokenDropSpec",
     "VisionSpec",

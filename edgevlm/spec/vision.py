@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from edgevlm.spec.text import TextTowerSpec
+
 
 @dataclass(frozen=True)
 class FastViTHDSpec:
@@ -226,11 +228,13 @@ class ReducerSpec:
         name: of the method.
         keep: embeddings that are left.
         options: names and values of the method's options.
+        text: what encodes the question, for methods that read it; None for those that look at the image alone.
     """
 
     name: str
     keep: int
     options: tuple[tuple[str, str], ...] = ()
+    text: TextTowerSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -273,6 +277,11 @@ class VisionSpec:
         if isinstance(encoder := self.encoder, CompressedVitSpec):
             return encoder.parts * patches + encoder.queries
         return patches + 1 if isinstance(encoder, VitSpec) and encoder.keep_class_token else patches
+
+    @property
+    def text(self) -> TextTowerSpec | None:
+        """What encodes the question, where the vision graph reads it beside the pixels."""
+        return None if self.reducer is None else self.reducer.text
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
