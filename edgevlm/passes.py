@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from edgevlm.calibration import Calibration
 from edgevlm.models.vlm import VlmModel
 from edgevlm.progress import Report
-from edgevlm.recipe import Recipe
+from edgevlm.recipe import PassEntry, Recipe
 from edgevlm.spec import ModelSpec
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -82,6 +82,10 @@ class Pass(ABC, Generic[ConfigT]):
         """
         self.config = config
         self.seed = seed
+
+    def settled(self) -> PassEntry | None:
+        """After `run`, what a recipe says to get the same again, where the pass chose something; None elsewhere."""
+        return None
 
     def fits(self, recipe: Recipe) -> str | None:
         """Why the pass cannot stand in this recipe, or None."""

@@ -33,7 +33,7 @@ from edgevlm.exporters.gguf.mmproj import export_mmproj
 from edgevlm.exporters.gguf.mmproj import supports as mmproj_supports
 from edgevlm.exporters.newline import write_newline
 from edgevlm.models import VlmModel, load, resolve
-from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes
+from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes, settled
 from edgevlm.pipeline.reuse import take_over
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.progress import part_of
@@ -87,6 +87,7 @@ def compile_recipe(
     pruned = _PRUNED if passes else _LOADED
     with atomic_folder(out, replace=force) as work:
         model = run_passes(passes, model, calibration, part_of(progress, _LOADED, pruned))
+        recipe = settled(recipe, passes)
         report = part_of(progress, pruned, _EXPORTED)
         sources = {_source_name(path, folder): sha256_file(path) for path in model.sources}
         taken = [] if like is None else take_over(recipe, model.spec, like, sources, _tools(), work)

@@ -77,7 +77,8 @@ def plan_passes(passes: Sequence[Pass[Any]], spec: ModelSpec, calibration: Calib
                 f"{each.name} cannot be used on {spec.name}: {reason}", _WHERE, "see docs/pruning.md"
             )
         if each.needs_calibration and (calibration is None or not calibration.count):
-            raise InputError(f"{each.name} needs calibration images and there are none", _WHERE, _HINT)
+            what = f"{each.name} needs calibration images and there are none"
+            raise InputError(what, _WHERE, "add --calibrate scenes, or a folder of images")
         spec = each.planned(spec)
     return spec
 
@@ -98,6 +99,12 @@ def run_passes(
         if each.stage == Stage.TOKENS:
             original = model
     return _say_what_was_skipped(model, calibration)
+
+
+def settled(recipe: Recipe, passes: Sequence[Pass[Any]]) -> Recipe:
+    """The recipe with what its passes chose when they ran, so that it makes the same again without choosing."""
+    pairs = zip(recipe.passes, passes, strict=True)
+    return recipe.model_copy(update={"passes": tuple(each.settled() or entry for entry, each in pairs)})
 
 
 def _say_what_was_skipped(model: VlmModel, calibration: Calibration | None) -> VlmModel:

@@ -6,11 +6,10 @@ from torch import Tensor
 
 from edgevlm.models.taps import Taps
 from edgevlm.pruning.tokens.attention_scores import per_token, received_attention
-from edgevlm.pruning.tokens.reducer import Options, Selector
-from edgevlm.pruning.tokens.selecting import top
+from edgevlm.pruning.tokens.reducer import Options, Ranking
 
 
-class Attention(Selector[Options]):
+class Attention(Ranking[Options]):
     """s = mean over heads and queries of the attention that a token receives in the last layer; the K highest."""
 
     name = "attention"
@@ -19,6 +18,6 @@ class Attention(Selector[Options]):
     uses_attention = True
     layers = (-1,)
 
-    def select(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
-        """Indexes `[B, K]`."""
-        return top(per_token(received_attention(taps.found[-1], self.vision), self.vision), self.keep)
+    def scores(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
+        """Scores `[B, N]`."""
+        return per_token(received_attention(taps.found[-1], self.vision), self.vision)

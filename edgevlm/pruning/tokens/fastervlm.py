@@ -6,11 +6,10 @@ from torch import Tensor
 
 from edgevlm.models.taps import Taps
 from edgevlm.pruning.tokens.attention_scores import class_attention, per_token
-from edgevlm.pruning.tokens.reducer import Options, Selector
-from edgevlm.pruning.tokens.selecting import top
+from edgevlm.pruning.tokens.reducer import Options, Ranking
 
 
-class FasterVlm(Selector[Options]):
+class FasterVlm(Ranking[Options]):
     """s = mean over heads of the class token's attention in the last layer; the K highest."""
 
     name = "fastervlm"
@@ -19,6 +18,6 @@ class FasterVlm(Selector[Options]):
     uses_cls = uses_attention = True
     layers = (-1,)
 
-    def select(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
-        """Indexes `[B, K]`."""
-        return top(per_token(class_attention(taps.found[-1]).mean(dim=1), self.vision), self.keep)
+    def scores(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
+        """Scores `[B, N]`."""
+        return per_token(class_attention(taps.found[-1]).mean(dim=1), self.vision)

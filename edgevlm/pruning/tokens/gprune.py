@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from edgevlm.models.taps import Taps
-from edgevlm.pruning.tokens.reducer import Options, Selector
-from edgevlm.pruning.tokens.selecting import products, top, unit
+from edgevlm.pruning.tokens.reducer import Options, Ranking
+from edgevlm.pruning.tokens.selecting import products, unit
 
 
 class GPruneOptions(Options):
@@ -22,7 +22,7 @@ class GPruneOptions(Options):
     steps: int = Field(default=5, ge=1)
 
 
-class GPrune(Selector[GPruneOptions]):
+class GPrune(Ranking[GPruneOptions]):
     """Edges where cos > threshold; W = softmax of cos / temperature over the edges of a token, itself among them.
 
     Information starts equal and flows `steps` times, s <- W's; the K with the highest s / degree are kept.
@@ -34,8 +34,8 @@ class GPrune(Selector[GPruneOptions]):
     before_projector = False
     Options = GPruneOptions
 
-    def select(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
-        """Indexes `[B, K]`."""
+    def scores(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
+        """Scores `[B, N]`."""
         cosine = products(unit(x))
         edges = cosine > self.options.threshold
         flow = torch.exp((cosine - 1) / self.options.temperature) * edges
@@ -43,4 +43,4 @@ class GPrune(Selector[GPruneOptions]):
         information = torch.full_like(flow[:, :1], 1 / x.shape[1])
         for _ in range(self.options.steps):
             information = information @ flow
-        return top(information[:, 0] / edges.sum(dim=-1).clamp(min=1), self.keep)
+        return information[:, 0] / edges.sum(dim=-1).clamp(min=1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgevlm.models.taps import Taps, TokenReducer
 from edgevlm.models.vlm import VisionModel, VlmModel
-from edgevlm.pruning.tokens.selecting import take
+from edgevlm.pruning.tokens.selecting import take, top
 from edgevlm.spec import LdpSpec, ModelSpec, ReducerSpec, VisionSpec
 
 
@@ -112,3 +112,15 @@ class Selector(Reducer[OptionsT]):
     def forward(self, x: Tensor, taps: Taps) -> Tensor:
         """Embeddings `[B, N, C]` to `[B, K, C]`."""
         return take(x, self.select(x, taps))
+
+
+class Ranking(Selector[OptionsT]):
+    """A selector that gives each token a score of its own and keeps the K highest."""
+
+    @abstractmethod
+    def scores(self, x: Tensor, taps: Taps) -> Tensor:
+        """Embeddings `[B, N, C]` to scores `[B, N]`, the higher the better."""
+
+    def select(self, x: Tensor, taps: Taps) -> Tensor:
+        """Indexes `[B, K]`."""
+        return top(self.scores(x, taps), self.keep)

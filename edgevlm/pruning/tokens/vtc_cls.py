@@ -8,8 +8,7 @@ from torch import Tensor
 
 from edgevlm.models.taps import Taps
 from edgevlm.pruning.tokens.attention_scores import attention_layers, class_attention, per_token
-from edgevlm.pruning.tokens.reducer import Options, Selector
-from edgevlm.pruning.tokens.selecting import top
+from edgevlm.pruning.tokens.reducer import Options, Ranking
 from edgevlm.spec import ModelSpec, VisionSpec
 
 
@@ -20,7 +19,7 @@ class VtcClsOptions(Options):
     start: int | None = Field(default=None, ge=0)
 
 
-class VtcCls(Selector[VtcClsOptions]):
+class VtcCls(Ranking[VtcClsOptions]):
     """s = sum over layers of the mean over heads of the class token's attention; the K highest."""
 
     name = "vtc-cls"
@@ -43,7 +42,7 @@ class VtcCls(Selector[VtcClsOptions]):
             return f"vtc-cls cannot start at layer {options.start} of {count}"
         return None
 
-    def select(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
-        """Indexes `[B, K]`."""
+    def scores(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
+        """Scores `[B, N]`."""
         means = [class_attention(taps.found[layer]).mean(dim=1) for layer in self.layers]
-        return top(per_token(torch.stack(means).sum(dim=0), self.vision), self.keep)
+        return per_token(torch.stack(means).sum(dim=0), self.vision)
