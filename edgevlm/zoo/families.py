@@ -101,7 +101,7 @@ TINYGPTV = NanoSpec(
         num_hidden_layers=5,
         num_attention_heads=4,
         patch_size=16,
-        grid=12,
+        grid=14,
         norm_eps=1e-6,
         class_token=True,
         keep_class_token=True,
@@ -110,8 +110,8 @@ TINYGPTV = NanoSpec(
         architecture="phi2",
         vocab_size=1024,
         hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
+        intermediate_size=512,
+        num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=64,
@@ -130,10 +130,11 @@ TINYGPTV = NanoSpec(
         tied_embeddings=False,
         head_bias=True,
     ),
-    image_size=192,
+    image_size=224,
     queries=QFormerSpec(
         hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_queries=32
     ),
+    pointing=((2, 0), (3, 0), (3, 1)),
     prompt=PromptPieces("[INST] <Img>", "</Img> [vqa] {question} [/INST]", "<|endoftext|>"),
     mean=LLAVA.mean,
     std=LLAVA.std,
@@ -170,7 +171,7 @@ FAMILIES = {
     "nano-tinygpt-v": Family(
         Settings(
             spec=TINYGPTV,
-            images={"vision": 27_200, "queries": 24_000, "answers": 26_000},
+            images={"vision": 32_000, "queries": 48_000, "answers": 20_000},
             batch={"vision": 16, "queries": 16, "answers": 8},
             peak_rate={"vision": 1.5e-3, "queries": 1.5e-3, "answers": 1e-3},
         ),

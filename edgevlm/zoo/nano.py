@@ -49,6 +49,10 @@ class NanoSpec:
         fusion: of a pre-fusion, whose compressor is part of the encoder.
         queries: of a Q-Former in the place of the two-layer projector. Each query is taught to speak for one region
             of the image, twice as many regions side by side as above one another.
+        pointing: decoder heads (layer, head) that learn where to look from `pointers` of a batch: a noun at the thing
+            that it names, then the end of the prompt at the first noun and at the last. In front of each look there
+            must be an MLP that has seen what the one before it found, so it is a layer later where attention and MLP
+            are parallel.
     """
 
     encoder: FastViTHDSpec | VitSpec | CompressedVitSpec
@@ -57,6 +61,7 @@ class NanoSpec:
     text: TextTowerSpec | None = None
     fusion: FusionSpec | None = None
     queries: QFormerSpec | None = None
+    pointing: tuple[tuple[int, int], ...] = ((1, 0), (2, 0), (2, 1))
     prompt: PromptPieces = CHATML
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -79,10 +84,6 @@ class NanoSpec:
         """Positions of the image in the decoder's prompt."""
         return self.fusion.image_tokens if self.fusion else math.prod(self.regions)
 
-
-# Decoder heads (layer, head) that learn where to look from `pointers` of a batch: a noun at the thing that it names,
-# then the end of the prompt at the first noun and at the last.
-POINTING = ((1, 0), (2, 0), (2, 1))
 
 # The auxiliary heads, in the order of their columns: what lies in this grid cell, and where.
 HEAD_SIZES = {
@@ -111,7 +112,7 @@ class NanoVLM(nn.Module):
             else nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         )
         self.decoder = Decoder(spec.decoder)
-        self.place = nn.Linear(hidden, 2 * len(POINTING))
+        self.place = nn.Linear(hidden, 2 * len(spec.pointing))
         self.seen_place = nn.Linear(hidden, 2)
         self.text = TextTower(spec.text) if spec.text else None
         self.compressor = Compressor(spec.encoder) if isinstance(spec.encoder, CompressedVitSpec) else None
@@ -159,7 +160,7 @@ class NanoVLM(nn.Module):
             mask: bool [B, 1, T, T], true where attention is allowed.
             labelled: bool [B, T].
             pointers: int [P, 4], (slot, row, column, target column): how much does the text token at this column look
-                at the target, in the layer and head `POINTING[slot]`?
+                at the target, in the layer and head `pointing[slot]` of the spec?
         """
         decoder = self.decoder
         rotary = rotary_tables(positions, decoder.spec.rotary_dim, decoder.spec.rope_theta)
@@ -168,7 +169,7 @@ class NanoVLM(nn.Module):
         for index, layer in enumerate(decoder.layers):
             before = x
             x, _ = layer(before, rotary, None, mask)
-            for slot, (where, head) in enumerate(POINTING):
+            for slot, (where, head) in enumerate(self.spec.pointing):
                 chosen = (at[:, 0] == slot).nonzero().flatten()
                 if where == index and len(chosen):
                     _, row, column, target = at[chosen].unbind(-1)
@@ -180,8 +181,10 @@ class NanoVLM(nn.Module):
         return decoder.head(decoder.norm(x[labelled])), pointing, places
 
     def words(self, projected: Tensor) -> Tensor:
-        """Logits [..., V] of the projected visual tokens read as if they were words (logit lens)."""
-        return self.decoder.head(self.decoder.norm(projected))
+        """Logits [..., V] of the projected visual tokens read as if they were words (logit lens), by the embedding: what
+        a question names is to be found among them by its own row there, which a head of its own may not share."""
+        decoder = self.decoder
+        return F.linear(decoder.norm(projected), decoder.embed_tokens.weight)
 
 
 def _vision(spec: NanoSpec) -> FastViTHD | Vit | ClipVision:

@@ -20,9 +20,9 @@ def initialise(model: NanoVLM, seed: int) -> None:
     """Start values that keep the variance through every block; seeded.
 
     Depthwise mixers start as the identity, a ViT's table of positions as sines and cosines; the decoder starts as Qwen2
-    does, with a larger embedding (its rows also are the head), queries equal to keys in the first two layers so that
-    attention begins as a comparison of contents (in the spirit of arXiv 2305.09828), and residual branches scaled down
-    by depth.
+    does, with a larger embedding (its rows also are the head), queries equal to keys up to the layer in which nouns look
+    for things, so that attention begins as a comparison of contents (in the spirit of arXiv 2305.09828), and residual
+    branches scaled down by depth.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -57,7 +57,7 @@ def initialise(model: NanoVLM, seed: int) -> None:
     if isinstance(model.projector, QFormerProjector):
         with torch.no_grad():
             model.projector.queries.copy_(sincos_positions(*model.spec.regions, model.projector.queries.shape[-1]))
-    _initialise_decoder(model.decoder)
+    _initialise_decoder(model.decoder, model.spec.pointing[0][0])
 
 
 def _initialise_vit(vit: Vit, normal: Callable[[Tensor, float], None]) -> None:
@@ -77,8 +77,8 @@ def _quieten(layers: nn.ModuleList) -> None:
             layer.fc2.weight.mul_(1 / math.sqrt(2 * len(layers)))
 
 
-def _initialise_decoder(module: Decoder) -> None:
-    """Quiet branches, queries equal to keys in the first two layers, and a head that begins as the embedding."""
+def _initialise_decoder(module: Decoder, comparing: int) -> None:
+    """Quiet branches, queries equal to keys up to layer `comparing`, and a head that begins as the embedding."""
     decoder, weights = module.spec, dict(module.named_parameters())
     group, quiet = (
         decoder.num_attention_heads // decoder.num_key_value_heads,
@@ -95,7 +95,7 @@ def _initialise_decoder(module: Decoder) -> None:
         for index in range(decoder.num_hidden_layers):
             for branch in branches:
                 weights[f"layers.{index}.{branch}.weight"].mul_(quiet)
-            if index < 2:
+            if index <= comparing:
                 queries, keys = (weights[f"layers.{index}.self_attn.{p}_proj.weight"] for p in "qk")
                 heads = keys.view(-1, decoder.head_dim, decoder.hidden_size).repeat_interleave(group, dim=0)
                 queries.copy_(heads.reshape(-1, decoder.hidden_size))
