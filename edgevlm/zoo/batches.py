@@ -151,8 +151,9 @@ def word_targets(targets: CellTargets, tokenizer: Tokenizer) -> tuple[Tensor, Te
 
 @dataclass(frozen=True)
 class Pointers:
-    """Where the text should look: `at` int [P, 4], (slot of `NanoSpec.pointing`, row, column, target column), and `place`
-    [P, 2], the centre of what is found there, at once or by way of a noun, in units of the canvas (nan: nothing)."""
+    """Where the text should look: `at` int [P, 4], (slot of `NanoSpec.pointing`, row, column, target column), and
+    `place` [P, 2], the centre of what is found there, at once or by way of a noun, in units of the canvas (nan:
+    nothing)."""
 
     at: Tensor
     place: Tensor

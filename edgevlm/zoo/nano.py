@@ -181,8 +181,8 @@ class NanoVLM(nn.Module):
         return decoder.head(decoder.norm(x[labelled])), pointing, places
 
     def words(self, projected: Tensor) -> Tensor:
-        """Logits [..., V] of the projected visual tokens read as if they were words (logit lens), by the embedding: what
-        a question names is to be found among them by its own row there, which a head of its own may not share."""
+        """Logits [..., V] of the projected visual tokens read as if they were words (logit lens), by the embedding:
+        what a question names is found among them by its row there, which an untied head need not share."""
         decoder = self.decoder
         return F.linear(decoder.norm(projected), decoder.embed_tokens.weight)
 

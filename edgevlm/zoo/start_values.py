@@ -20,9 +20,9 @@ def initialise(model: NanoVLM, seed: int) -> None:
     """Start values that keep the variance through every block; seeded.
 
     Depthwise mixers start as the identity, a ViT's table of positions as sines and cosines; the decoder starts as Qwen2
-    does, with a larger embedding (its rows also are the head), queries equal to keys up to the layer in which nouns look
-    for things, so that attention begins as a comparison of contents (in the spirit of arXiv 2305.09828), and residual
-    branches scaled down by depth.
+    does, with a larger embedding (its rows also are the head), queries equal to keys up to the layer in which nouns
+    look for things, so that attention begins as a comparison of contents (in the spirit of arXiv 2305.09828), and
+    residual branches scaled down by depth.
     """
     generator = torch.Generator().manual_seed(seed)
 
