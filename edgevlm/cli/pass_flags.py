@@ -23,7 +23,9 @@ _OPTIONS = (
         help="Keep K visual tokens of each image or tile; `edgevlm pruners` lists the methods.",
     ),
     click.option(
-        "--drop-layers", metavar="N|kl=X", help="Drop N decoder layers, or as many as a KL divergence allows."
+        "--drop-layers",
+        metavar="N|kl=X[,by=answers]",
+        help="Drop N decoder layers, or as many as a KL divergence allows.",
     ),
     click.option("--ffn-width", metavar="WIDTH|SHARE", help="Keep so many channels of each MLP, or this share."),
     click.option("--vocab", metavar="SOURCE", help="Keep the tokens of a text file, of scenes, or of the calibration."),
@@ -64,10 +66,13 @@ def _tokens(flag: str) -> dict[str, Any]:
 
 
 def _layers(flag: str) -> dict[str, Any]:
-    field, equals, bound = flag.partition("=")
-    if equals and field != "kl":
-        raise InputError(f"{flag!r} does not say how many layers", "--drop-layers", "write a number, or kl=0.05")
-    return {"name": "shortgpt", "kl": bound} if equals else {"name": "shortgpt", "layers": flag}
+    much, *pairs = flag.split(",")
+    field, equals, bound = much.partition("=")
+    options = _options(pairs)
+    if (equals and field != "kl") or options is None:
+        hint = "write a number or kl=0.05, perhaps with ,by=answers"
+        raise InputError(f"{flag!r} does not say how many layers", "--drop-layers", hint)
+    return {"name": "shortgpt", **({"kl": bound} if equals else {"layers": much}), **options}
 
 
 def _width(flag: str) -> dict[str, Any]:

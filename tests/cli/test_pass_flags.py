@@ -19,6 +19,7 @@ from edgevlm.recipe import Recipe
         ("prune_weights", "sparsegpt:0.6:ecoflap", {"method": "sparsegpt", "sparsity": 0.6, "budget": "ecoflap"}),
         ("drop_layers", "3", {"layers": 3, "kl": None}),
         ("drop_layers", "kl=0.05", {"layers": None, "kl": 0.05}),
+        ("drop_layers", "2,by=answers", {"layers": 2, "by": "answers"}),
         ("ffn_width", "3584", {"width": 3584, "keep": None, "multiple": 64}),
         ("ffn_width", "0.75", {"width": None, "keep": 0.75, "multiple": 64}),
         ("vocab", "scenes", {"corpus": "scenes"}),
@@ -57,6 +58,9 @@ def test_flags_without_form_are_refused(flag: str, value: str) -> None:
         (["--prune-weights", "wanda:0.5"], "prune_weights needs calibration images and there are none"),
         (["--prune-weights", "wanda:0.5", "--calibrate", "EMPTY"], "there is no calibration image that can be read"),
         (["--prune-weights", "wanda:7"], "prune_weights field 'sparsity'"),
+        (["--prune-weights", "wander:0.5"], "prune_weights field 'method'"),
+        (["--prune-weights", "wanda:0.5:fair"], "prune_weights field 'budget'"),
+        (["--heal", "10"], "heal needs calibration images and there are none"),
         (
             ["--drop-layers", "4", "--calibrate", "scenes", "-n", "2"],
             "shortgpt cannot be used on nano-fastvlm: it has 4",

@@ -2,9 +2,10 @@
 
 In: the pruned model, the original and samples. Out: the pruned model with other weights in its decoder layers; shapes
 and zeros stay. What is minimised is the KL divergence of the next tokens' distributions at the answers from the
-original's, plus the squared distance of hidden states, relative to their size, behind the last layer and behind every
-layer in front of which layers are missing. Image embeddings, token embeddings, last norm and head rest. A run is a
-function of the seed; its state is kept in the user's cache folder, so that a run that was stopped goes on where it was.
+original's, plus the squared distance of hidden states, relative to their size: at the answers behind the last norm, and
+at all positions behind every layer in front of which layers are missing. (Nobody reads what the last layer makes of the
+others.) Image embeddings, token embeddings, last norm and head rest. A run is a function of the seed; its state is kept
+in the user's cache folder, so that a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from edgevlm import reference
 from edgevlm.atomic import atomic_file
 from edgevlm.calibration import Calibration
 from edgevlm.calibration.activations import Activations, embed
-from edgevlm.calibration.answers import answer_rows, answer_states
-from edgevlm.calibration.layers import run_through
+from edgevlm.calibration.answers import answer_rows
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.calibration.sources import open_calibration
 from edgevlm.longrun import cache_folder, interrupts
 from edgevlm.models.decoder import rotary_for
+from edgevlm.models.footprint import release
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.progress import Report, part_of
@@ -118,7 +119,7 @@ class Lesson:
 
     Attributes:
         start: states in front of the first layer.
-        anchors: layers of the student whose outputs have a target.
+        anchors: layers of the student whose outputs have a target, those behind a gap.
         targets: for each anchor and sample the original's states `[S, H]`, in bfloat16.
         answers: for each sample the original's states `[P, H]` behind the last norm, at its answer rows.
     """
@@ -129,26 +130,31 @@ class Lesson:
     answers: list[Tensor]
 
 
+@torch.no_grad()
 def teach(original: VlmModel, pruned: VlmModel, activations: Activations, scratch: Scratch, progress: Report) -> Lesson:
     """The original's states that the pruned model should reach; `activations` stay in front of the first layer."""
     places = [original.decoder.origins.index(layer) for layer in pruned.decoder.origins]
-    last = len(original.decoder.layers) - 1
-    # A layer whose predecessor is missing has to do its work as well; the last one answers.
-    jumps = [i for i, place in enumerate(places) if place != (places[i - 1] + 1 if i else 0)]
-    goals = {i: places[i] for i in jumps} | {len(places) - 1: last}
-    targets: dict[int, list[Tensor]] = {i: [torch.empty(0)] * len(activations) for i in goals}
-
-    def watch(layer: int, sample: int, _before: Tensor, after: Tensor) -> None:
-        progress(layer * len(activations) + sample, (last + 1) * len(activations), "what the original makes of them")
-        for i, place in goals.items():
-            if place == layer:
-                targets[i][sample] = scratch.keep(after, torch.bfloat16)
-
-    room = activations.copy(scratch)
-    run_through(original.decoder, room, watch)
-    with torch.no_grad():
-        answers = [answer_states(original.decoder, room, sample) for sample in range(len(room))]
-    return Lesson(activations, tuple(sorted(goals)), targets, answers)
+    # A layer whose predecessor is missing has to do its work as well; the last one is judged by its answers.
+    goals = {place: i for i, place in enumerate(places[:-1]) if place != (places[i - 1] + 1 if i else 0)}
+    nothing = torch.empty(0)
+    targets = {i: [nothing] * len(activations) for i in goals.values()}
+    answers = [nothing] * len(activations)
+    groups, layers = groups_of(activations), original.decoder.layers
+    rooms = [scratch.keep(pack(activations, [group]).fill(activations.states)) for group in groups]
+    norm = copy.deepcopy(original.decoder.norm).float()
+    for index, stored in enumerate(layers):
+        layer = copy.deepcopy(stored).float()
+        for done, (group, states) in enumerate(zip(groups, rooms, strict=True)):
+            progress(index * len(groups) + done, len(layers) * len(groups), "what the original makes of them")
+            packed = pack(activations, [group])
+            states.copy_(layer(states, rotary_for(activations.spec, packed.positions), None, packed.mask)[0])
+            for sample, columns in zip(packed.samples, packed.places, strict=True):
+                if index in goals:
+                    targets[goals[index]][sample] = scratch.keep(states[0, columns], torch.bfloat16)
+                if index == len(layers) - 1:
+                    answers[sample] = norm(states[0, columns[answer_rows(activations.sequences[sample])]])
+        release(stored)
+    return Lesson(activations, tuple(sorted(targets)), targets, answers)
 
 
 class Trainer:
@@ -219,14 +225,13 @@ class Trainer:
         outputs = self.student(packed.fill(lesson.start.states), rotary, packed.mask)
         valid, distances = packed.valid, []
         for anchor in lesson.anchors:
-            wanted = packed.fill(lesson.targets[anchor])[valid]
-            distances.append(((outputs[anchor][valid] - wanted).square().sum(1) / wanted.square().sum(1)).mean())
+            distances.append(_distance(outputs[anchor][valid], packed.fill(lesson.targets[anchor])[valid]))
         where = zip(packed.samples, packed.rows, packed.places, strict=True)
         rows = [outputs[-1][row, places[answer_rows(lesson.start.sequences[i])]] for i, row, places in where]
-        found = self._head(self._norm(torch.cat(rows))).log_softmax(1)
-        with torch.no_grad():
-            expected = self._head(torch.cat([lesson.answers[i] for i in packed.samples])).log_softmax(1)
-        divergence = F.kl_div(found, expected, reduction="batchmean", log_target=True)
+        found, expected = self._norm(torch.cat(rows)), torch.cat([lesson.answers[i] for i in packed.samples])
+        distances.append(_distance(found, expected))
+        said, meant = (self._head(normed).log_softmax(1) for normed in (found, expected))
+        divergence = F.kl_div(said, meant, reduction="batchmean", log_target=True)
         return divergence, torch.stack(distances).mean()
 
     def _head(self, normed: Tensor) -> Tensor:
@@ -261,3 +266,8 @@ class Trainer:
         for value in (*self.model.decoder.state_dict().values(), *self.lesson.start.states, *self.lesson.answers):
             digest.update(f"{float(value.sum(dtype=torch.float64))} ".encode())
         return cache_folder() / "heal" / f"{digest.hexdigest()[:32]}.pt"
+
+
+def _distance(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean over rows `[R, H]` of the squared distance, relative to the wanted row's size."""
+    return ((found - wanted).square().sum(1) / wanted.square().sum(1)).mean()

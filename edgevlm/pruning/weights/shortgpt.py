@@ -1,13 +1,16 @@
-"""The pass `shortgpt`: whole decoder layers that change the hidden states least are dropped (arXiv 2403.03853).
+"""The pass `shortgpt`: whole decoder layers are dropped, those that change the hidden states or the answers least.
 
 In: a model and calibration samples. Out: a model with fewer layers, which is smaller and faster in every format. A
-layer's block influence is one minus the mean cosine between what enters and what leaves it. The number of layers is
-given, or a bound on the KL divergence of the answers' distributions from the original's.
+layer's block influence is one minus the mean cosine between what enters and what leaves it (arXiv 2403.03853). Answers
+tell more at a price: the layer goes without which their distributions change least, then the one that what is left can
+best do without, and so on. The number of layers is given, or a bound on the KL divergence from the original's answers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,12 +36,14 @@ class ShortGptConfig(BaseModel):
     Attributes:
         layers: so many, or
         kl: as many as keep the mean KL divergence of the answers' distributions below this (nats).
+        by: what chooses them: their `influence`, or the `answers`, a pass over the samples for every layer and choice.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: int | None = Field(default=None, ge=1)
     kl: float | None = Field(default=None, gt=0)
+    by: Literal["influence", "answers"] = "influence"
 
     @model_validator(mode="after")
     def _one(self) -> ShortGptConfig:
@@ -79,17 +84,40 @@ class ShortGpt(Pass[ShortGptConfig]):
         answers = activations.copy(scratch)
         influence = block_influence(model.decoder, answers)
         order = sorted(range(len(influence)), key=lambda layer: (influence[layer], layer))
-        if self.config.kl is None:
+        if self.config.layers is not None and self.config.by == "influence":
             dropped, found = order[: self.config.layers], ""
         else:
-            progress = part_of(context.progress, 0.5, 1)
-            dropped, kl = _within(model.decoder, activations, answers, order, self.config.kl, scratch, progress)
+            room = activations.copy(scratch)
+
+            def without(gone: list[int]) -> float:
+                room.restore(activations)
+                run_through(model.decoder, room, layers=[layer for layer in range(len(order)) if layer not in gone])
+                return divergence(model.decoder, room, answers)
+
+            dropped, kl = self._chosen(_ever_fewer(without, order, self.config.by, part_of(context.progress, 0.5, 1)))
             found = f", KL of the answers {kl:.4f}"
         kept = [layer for layer in range(len(influence)) if layer not in dropped]
         spec = dataclasses.replace(model.spec.decoder, num_hidden_layers=len(kept))
         shorter = with_decoder(model, spec, {}, kept)
         gone = ", ".join(str(layer) for layer in sorted(dropped))
         return with_note(shorter, f"shortgpt: of {len(influence)} decoder layers {gone} are dropped{found}")
+
+    def _chosen(self, choices: Iterator[tuple[list[int], float]]) -> tuple[list[int], float]:
+        """As many layers as are asked for, or as keep the divergence within the bound; and the divergence."""
+        best: tuple[list[int], float] = ([], 0.0)
+        for dropped, kl in choices:
+            if self.config.kl is not None and kl > self.config.kl:
+                if best[0]:
+                    break
+                raise InputError(
+                    f"no decoder layer can go within KL {self.config.kl}: the least important costs {kl:.4f}",
+                    "shortgpt field 'kl'",
+                    "allow more, or give layers and heal afterwards",
+                )
+            best = (dropped, kl)
+            if len(dropped) == self.config.layers:
+                break
+        return best
 
 
 def block_influence(decoder: Decoder, activations: Activations) -> list[float]:
@@ -121,30 +149,24 @@ def divergence(decoder: Decoder, pruned: Activations, answers: Activations) -> f
     return total / count
 
 
-def _within(
-    decoder: Decoder,
-    start: Activations,
-    answers: Activations,
-    order: list[int],
-    bound: float,
-    scratch: Scratch,
-    progress: Report,
-) -> tuple[list[int], float]:
-    """As many layers of `order`, from its front, as keep the divergence within the bound; and the divergence."""
-    best: tuple[list[int], float] = ([], 0.0)
-    room = start.copy(scratch)
-    for count in range(1, len(order)):
-        progress(count - 1, len(order) - 1, f"without {count} layers")
-        room.restore(start)
-        run_through(decoder, room, layers=[layer for layer in range(len(order)) if layer not in order[:count]])
-        kl = divergence(decoder, room, answers)
-        if kl > bound:
-            if count == 1:
-                raise InputError(
-                    f"no decoder layer can go within KL {bound}: the least important costs {kl:.4f}",
-                    "shortgpt field 'kl'",
-                    "allow more, or give layers and heal afterwards",
-                )
-            break
-        best = (order[:count], kl)
-    return best
+def _ever_fewer(
+    without: Callable[[list[int]], float], order: list[int], by: str, progress: Report
+) -> Iterator[tuple[list[int], float]]:
+    """One more layer gone each time, until one is left, and the divergence that this costs.
+
+    Args:
+        without: the divergence when these layers are gone.
+        order: all layers, from the least influence.
+        by: `influence` takes them in this order, `answers` tries all that are left.
+        progress: called with layers gone, layers in all.
+    """
+    gone: list[int] = []
+    while len(gone) < len(order) - 1:
+        left = [layer for layer in order if layer not in gone]
+        costs = {}
+        for layer in left if by == "answers" else left[:1]:
+            progress(len(gone), len(order) - 1, f"without layer {layer}")
+            costs[layer] = without([*gone, layer])
+        best = min(costs, key=lambda layer: costs[layer])
+        gone.append(best)
+        yield list(gone), costs[best]

@@ -94,6 +94,30 @@ def test_as_many_layers_go_as_the_bound_allows(nano: VlmModel, calibration: Cali
     assert stated <= 0.01
 
 
+def test_answers_choose_other_layers_than_influence(nano: VlmModel, calibration: Calibration) -> None:
+    """Every layer and then every second one is tried here by hand; by influence another layer would go."""
+    original = logits_of(nano, calibration)
+    at = [sequence.labels >= 0 for sequence in states_of(nano, calibration).sequences]
+
+    def cost(gone: set[int]) -> float:
+        kept = [layer for layer in range(4) if layer not in gone]
+        shorter = with_decoder(nano, dataclasses.replace(nano.spec.decoder, num_hidden_layers=len(kept)), {}, kept)
+        pairs = zip(logits_of(shorter, calibration), original, at, strict=True)
+        found = [(q[rows].double().log_softmax(1), p[rows].double().log_softmax(1)) for q, p, rows in pairs]
+        total = sum(float(F.kl_div(q, p, reduction="sum", log_target=True)) for q, p in found)
+        return total / sum(len(q) for q, _ in found)
+
+    first = min(range(4), key=lambda layer: cost({layer}))
+    second = min(set(range(4)) - {first}, key=lambda layer: cost({first, layer}))
+    one, two = (run(ShortGpt, nano, calibration, layers=count, by="answers") for count in (1, 2))
+    assert set(range(4)) - set(one.decoder.origins) == {first}
+    assert set(range(4)) - set(two.decoder.origins) == {first, second}
+    assert float(one.spec.notes[-1].split()[-1]) == pytest.approx(cost({first}), abs=1e-3)
+    bounded = run(ShortGpt, nano, calibration, kl=cost({first}) + 0.01, by="answers")
+    assert bounded.decoder.origins == one.decoder.origins
+    assert run(ShortGpt, nano, calibration, layers=1).decoder.origins != one.decoder.origins
+
+
 def test_a_bound_that_no_layer_meets(nano: VlmModel, calibration: Calibration) -> None:
     with pytest.raises(InputError, match=r"no decoder layer can go within KL 1e-06: the least important costs \d"):
         run(ShortGpt, nano, calibration, kl=1e-6)
