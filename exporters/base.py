@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-Role = Literal["vision", "embed", "decoder", "fusion", "image_newline", "mmproj", "tokenizer", "config"]
+Role = Literal[
+    "vision",
+    "text",
+    "text_tokenizer",
+    "fusion",
+    "embed",
+    "decoder",
+    "image_newline",
+    "mmproj",
+    "tokenizer",
+    "config",
+]
 Progress: TypeAlias = Callable[[float, float, str], None]
 
 

@@ -1,13 +1,15 @@
 """Write the ONNX files of a model: its graphs, their data, and the configuration around them.
 
 In: a `VlmModel` and two precisions. Out: `onnx/vision_encoder*.onnx`, `onnx/embed_tokens*.onnx`,
-`onnx/decoder_model_merged*.onnx` and, for models with a fusion, `onnx/fusion*.onnx`, each with an `.onnx_data` file,
-and JSON files; the folder loads in ONNX Runtime and transformers.js. The same model and precisions give the same bytes.
+`onnx/decoder_model_merged*.onnx`, for models with a fusion `onnx/fusion*.onnx`, and for those whose image tokens depend
+on the question `onnx/text_model*.onnx`, each with an `.onnx_data` file, and JSON files. The folder loads in ONNX
+Runtime and transformers.js. The same model and precisions give the same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,9 +25,11 @@ from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.fusion import export_fusion
 from edgevlm.exporters.onnx.graph import Graph
 from edgevlm.exporters.onnx.table import StoredTable, build_embedding, write_table
+from edgevlm.exporters.onnx.text import export_text
 from edgevlm.exporters.onnx.vision import export_vision
 from edgevlm.models.footprint import release
 from edgevlm.models.fusion import Fusion
+from edgevlm.models.text_side import TextSide
 from edgevlm.models.vlm import VlmModel
 from edgevlm.quant.schemes import Precision, scheme_for, store
 from edgevlm.spec import ModelSpec
@@ -65,9 +69,13 @@ def export(
     """
     folder = out / layout.FOLDER
     folder.mkdir(exist_ok=True)
-    steps = _Steps([model.vision, *_fusions(model), *([] if decoder else [model.decoder])], progress)
+    steps = _Steps(
+        [model.vision, *(side.text for side in _texts(model)), *_fusions(model), *([] if decoder else [model.decoder])],
+        progress,
+    )
     with _weight_errors(model):
         vision = _export_vision(model, folder, vision_precision, steps)
+        vision += _export_text(model, folder, vision_precision, steps)
         fusion = _export_fusion(model, folder, precision, steps)
         decoder = decoder or _export_embedding_and_decoder(model, folder, precision, steps)
     names = write_configs(model.spec, model.tokenizer_files, out, precision, vision_precision)
@@ -78,7 +86,7 @@ def export(
 def export_vision_part(
     model: VlmModel, out: Path, *, precision: Precision, vision_precision: Precision, progress: Progress
 ) -> list[Artifact]:
-    """Write the vision and fusion graphs and the tokenizer alone, for bundles whose decoder has another format.
+    """Write the vision, text and fusion graphs and the tokenizer alone, for bundles whose decoder has another format.
 
     `precision` is the fusion's, the others are as in `export`.
 
@@ -88,9 +96,10 @@ def export_vision_part(
     """
     folder = out / layout.FOLDER
     folder.mkdir()
-    steps = _Steps([model.vision, *_fusions(model)], progress)
+    steps = _Steps([model.vision, *(side.text for side in _texts(model)), *_fusions(model)], progress)
     with _weight_errors(model):
         vision = _export_vision(model, folder, vision_precision, steps)
+        vision += _export_text(model, folder, vision_precision, steps)
         fusion = _export_fusion(model, folder, precision, steps)
     names = write_tokenizer(model.spec, model.tokenizer_files, out)
     return [*vision, *fusion, *(Artifact(name, "tokenizer", "json") for name in names)]
@@ -137,6 +146,29 @@ def _export_vision(model: VlmModel, folder: Path, precision: Precision, steps: _
     release(model.vision)
     steps.after("vision tower", weights)
     return _artifacts("vision", layout.VISION, precision, weights, weight_bytes)
+
+
+def _texts(model: VlmModel) -> list[TextSide]:
+    """The text side, where the vision graph needs what it makes."""
+    return [] if model.text_side is None or model.spec.vision.text is None else [model.text_side]
+
+
+def _export_text(model: VlmModel, folder: Path, vision_precision: Precision, steps: _Steps) -> list[Artifact]:
+    """The text graph, at half precision for narrower vision towers, and the tower's tokenizer above `folder`."""
+    if not _texts(model):
+        return []
+    (side,) = _texts(model)
+    precision: Precision = "fp32" if vision_precision == "fp32" else "fp16"
+    steps.before("text tower")
+    path = folder / layout.graph_file(layout.TEXT, precision)
+    with ExternalData(folder / layout.data_file(layout.TEXT, precision)) as data:
+        weight_bytes = export_text(side.text, precision, path, data)
+    weights = weights_of(side.text)
+    release(side.text)
+    shutil.copyfile(side.tokenizer, folder.parent / layout.TEXT_TOKENIZER)
+    steps.after("text tower", weights)
+    tokenizer = Artifact(layout.TEXT_TOKENIZER, "text_tokenizer", "json")
+    return [*_artifacts("text", layout.TEXT, precision, weights, weight_bytes), tokenizer]
 
 
 def _fusions(model: VlmModel) -> list[Fusion]:

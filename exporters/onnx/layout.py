@@ -12,6 +12,9 @@ VISION = "vision_encoder"
 EMBEDDING = "embed_tokens"
 DECODER = "decoder_model_merged"
 FUSION = "fusion"
+TEXT = "text_model"
+#: The text tower's own tokenizer, beside the decoder's.
+TEXT_TOKENIZER = "text_tokenizer.json"
 
 _SUFFIX: dict[Precision, str] = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "int4": "_q4"}
 #: What transformers.js calls the precision that a suffix stands for.

@@ -1,7 +1,8 @@
 """The vision graph: `pixel_values` float32 `[B, 3, R, R]` to `image_features` float32 `[B, N, H]`.
 
 For an encoder of packed patches (Qwen2-VL): `pixel_values` `[P, V]` of one image, for any P, and `image_grid_thw` int64
-`[1, 3]` to `[1, N, H]`. For one that sees an image in P parts (LLaVA-Mini): `pixel_values` `[B, 3, P R, R]`.
+`[1, 3]` to `[1, N, H]`. For one that sees an image in P parts (LLaVA-Mini): `pixel_values` `[B, 3, P R, R]`. Where tokens
+are chosen by the question: with `text_embeds` `[1, P]`, as `edgevlm.question` makes it.
 
 Traced by `torch.onnx.export` (dynamo), attention written as three products; then everything that differs between two
 runs or machines is removed (stack traces, scopes), and matrices and kernels move to a data file in the precision asked
@@ -17,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -72,50 +73,87 @@ def write_vision(model: ir.Model, precision: Precision, path: Path, data: Extern
 
 def trace_vision(vision: VisionModel, resolution: int) -> ir.Model:
     """The first half of `export_vision`: the graph in float32, whose weights are read from `vision` when asked for."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    module = _without_weights(vision, mode)
     parts = encoder.spec.parts if isinstance(encoder := vision.encoder, CompressedVit) else 1
     # A batch of 1 would be taken for a constant wherever it is broadcast.
     inputs: tuple[Tensor, ...] = (torch.zeros(2, 3, parts * resolution, resolution),)
     shapes: tuple[dict[int, Any], ...] = ({0: "batch_size"},)
+    names, module = ["pixel_values"], cast(nn.Module, vision)
     if isinstance(encoder, Qwen2Vision):
         side, square = 2 * encoder.spec.merge_size, encoder.spec.merge_size**2
         inputs = torch.zeros(side**2, encoder.spec.patch_values), torch.tensor([[1, side, side]])
         shapes = {0: square * Dim("squares", min=1)}, {}
+        names = ["pixel_values", "image_grid_thw"]
+    if vision.patches is not None:
+        inputs = (*inputs, torch.zeros(1, vision.patches.projection.out_features))
+        shapes, names, module = (*shapes, {}), ["pixel_values", "text_embeds"], _Guided(vision)
+    return trace(module, inputs, shapes, names, ["image_features"], "vision_encoder")
+
+
+class _Guided(nn.Module):
+    """A vision side with its arguments in the order of the graph's inputs."""
+
+    def __init__(self, vision: VisionModel) -> None:
+        super().__init__()
+        self.vision = vision
+
+    def forward(self, pixels: Tensor, text: Tensor) -> Tensor:
+        """Pixels `[B, 3, R, R]` and a question `[1, P]` to `[B, N, H]`."""
+        return self.vision(pixels, text=text)  # type: ignore[no-any-return]
+
+
+def trace(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    shapes: tuple[dict[int, Any], ...],
+    input_names: list[str],
+    output_names: list[str],
+    name: str,
+) -> ir.Model:
+    """The graph of a module in float32, whose weights are read from `model` when asked for.
+
+    Args:
+        model: in any float dtype; left as it is.
+        inputs: examples of its arguments.
+        shapes: of each, which axes are free and what they are called.
+        input_names: of the arguments.
+        output_names: of what it returns.
+        name: of the graph.
+    """
+    module = _without_weights(model, FakeTensorMode(allow_non_fake_inputs=True))
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
             inputs,
             dynamo=True,
             opset_version=OPSET,
-            input_names=["pixel_values", "image_grid_thw"][: len(inputs)],
-            output_names=["image_features"],
+            input_names=input_names,
+            output_names=output_names,
             dynamic_shapes=shapes,
             custom_translation_table=TRANSLATIONS,
             verbose=False,
             optimize=False,
         )
         assert program is not None
-        _bind_weights(program.model, vision)
+        _bind_weights(program.model, model)
         program.optimize()
-    _strip(program.model)
+    _strip(program.model, name)
     return program.model
 
 
-def _without_weights(vision: VisionModel, mode: FakeTensorMode) -> VisionModel:
+def _without_weights(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy in float32 whose tensors have shapes and no values, so that tracing holds no second model."""
     with mode:
         memo: dict[int, Any] = {}
-        for tensor in (*vision.parameters(), *vision.buffers()):
+        for tensor in (*module.parameters(), *module.buffers()):
             dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
             empty = torch.empty(tensor.shape, dtype=dtype)
             memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-        return copy.deepcopy(vision, memo).eval()
+        return copy.deepcopy(module, memo).eval()
 
 
-def _bind_weights(model: ir.Model, vision: VisionModel) -> None:
+def _bind_weights(model: ir.Model, module: nn.Module) -> None:
     """Give the initializers their values: float32, converted when they are read. Transposed matrices stay so."""
-    graph, state = model.graph, {**dict(vision.named_buffers()), **vision.state_dict()}
+    graph, state = model.graph, {**dict(module.named_buffers()), **module.state_dict()}
     for name, value in list(graph.initializers.items()):
         if name not in state:
             continue
@@ -139,13 +177,13 @@ def _lazy(tensor: Tensor, name: str, *, transposed: bool) -> ir.LazyTensor:
     return ir.LazyTensor(read, dtype, ir.Shape(shape), name=name)
 
 
-def _strip(model: ir.Model) -> None:
+def _strip(model: ir.Model, name: str) -> None:
     """Remove what describes the trace, not the model."""
     model.metadata_props.clear()
     model.doc_string = None
     graph = model.graph
     graph.metadata_props.clear()
-    graph.doc_string, graph.name = None, "vision_encoder"
+    graph.doc_string, graph.name = None, name
     for node in graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
