@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from edgevlm.errors import InputError
 from edgevlm.pipeline.passes import parse_passes
-from edgevlm.pruning.tokens import REDUCERS
+from edgevlm.pruning.tokens import CHOOSERS, REDUCERS
 from edgevlm.recipe import PassEntry, Recipe
 from edgevlm.spec import ModelSpec
 
@@ -33,9 +33,15 @@ class Method:
         """As it is written in `--methods`."""
         return ":".join([self.name, *(f"{option}={value}" for option, value in self.options)])
 
+    @property
+    def chooses(self) -> bool:
+        """Whether it chooses how many tokens to keep."""
+        return self.name in CHOOSERS
+
     def flag(self, tokens: int) -> str:
-        """The value of `--prune-tokens` that keeps so many tokens."""
-        return ",".join([f"{self.name}:{tokens}", *(f"{option}={value}" for option, value in self.options)])
+        """The value of `--prune-tokens` that keeps so many tokens, or as many as the method chooses."""
+        head = self.name if self.chooses else f"{self.name}:{tokens}"
+        return ",".join([head, *(f"{option}={value}" for option, value in self.options)])
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,8 @@ class Cell:
 
     Attributes:
         method: of the grid.
-        percents: what was asked for and became this count.
-        tokens: to keep of an image or tile.
+        percents: what was asked for and became this count; none for a method that chooses.
+        tokens: to keep of an image or tile; all, where the method has yet to choose.
         reason: why it cannot be made; empty if it can.
     """
 
@@ -57,7 +63,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Unique in the study."""
-        return f"{self.method.label} {self.tokens}"
+        return self.method.label if self.method.chooses else f"{self.method.label} {self.tokens}"
 
     @property
     def flag(self) -> str:
@@ -72,7 +78,7 @@ def parse_methods(text: str) -> tuple[Method, ...]:
         InputError: a method is not written like this.
     """
     if text.strip() == ALL:
-        return tuple(Method(name) for name in REDUCERS)
+        return tuple(Method(name) for name in (*REDUCERS, *CHOOSERS))
     found = []
     for part in text.split(","):
         name, *pairs = part.strip().split(":")
@@ -120,12 +126,16 @@ def plan_cells(
 ) -> list[Cell]:
     """The cells by method, most tokens first; shares that become one count share a cell.
 
-    Where a method refuses a count but can make others, it gets the nearest of them, the smaller of two.
+    A method that chooses its count has one cell whatever the shares. Where another one refuses a count but can make
+    others, it gets the nearest of them, the smaller of two.
     """
     full = spec.vision.image_tokens
     cells: dict[tuple[Method, int], Cell] = {}
     for method in methods:
         reasons = _Reasons(method, spec, recipe, read_flag)
+        if method.chooses:
+            cells[method, full] = Cell(method, (), full, reasons.of(full))
+            continue
         for percent in percents:
             wanted = max(1, round(full * percent / 100))
             if wanted >= full:

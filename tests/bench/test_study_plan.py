@@ -9,7 +9,7 @@ from study_fakes import read_flag
 
 from edgevlm.bench.study.plan import Cell, Method, check_methods, parse_methods, parse_percents, plan_cells, with_pass
 from edgevlm.errors import InputError
-from edgevlm.pruning.tokens import REDUCERS
+from edgevlm.pruning.tokens import CHOOSERS, REDUCERS
 from edgevlm.pruning.tokens.prune_tokens import PruneTokens
 from edgevlm.recipe import CalibrationData, Recipe
 from edgevlm.spec import EncoderSpec
@@ -54,7 +54,7 @@ def test_a_method_that_the_model_cannot_have_is_a_cell_with_the_reason() -> None
 
 
 def test_all_stands_for_every_method() -> None:
-    assert [method.name for method in parse_methods("all")] == list(REDUCERS)
+    assert [method.name for method in parse_methods("all")] == [*REDUCERS, *CHOOSERS]
 
 
 def test_options_go_with_their_method() -> None:
@@ -90,3 +90,17 @@ def test_a_method_that_needs_images_says_so_where_there_are_none(monkeypatch: py
     (cell,) = plan_cells(spec, [Method("uniform")], [25], given, read_flag)
     assert cell.reason == ""
     assert with_pass(given, read_flag(cell.flag)).calibration == given.calibration
+
+
+def test_a_method_that_chooses_its_count_is_one_cell() -> None:
+    found = cells(replace(CLIP, grid=12), "sms:by=fastervlm,uniform,gsearch", "50,25")
+    assert list(found) == ["sms:by=fastervlm", "uniform 72", "uniform 36", "gsearch"]
+    assert (found["gsearch"].flag, found["sms:by=fastervlm"].flag) == ("gsearch", "sms,by=fastervlm")
+    assert "give --calibrate" in found["gsearch"].reason
+    given = RECIPE.model_copy(update={"calibration": CalibrationData(source="scenes")})
+    spec = replace(TINY, vision=vision_spec(replace(CLIP, grid=12), 12))
+    (cell,) = plan_cells(spec, [Method("sms")], [50, 25], given, read_flag)
+    assert (cell.reason, cell.percents, cell.tokens) == ("", (), 144)
+    assert with_pass(given, read_flag(cell.flag)).calibration == given.calibration
+    (cell,) = plan_cells(replace(TINY, vision=vision_spec(SIGLIP)), [Method("sms")], [50], given, read_flag)
+    assert "use by=attention instead" in cell.reason
