@@ -46,11 +46,15 @@ STUDY_DEFINITIONS = {
     "what pruning did, not what the precision did.",
     "Tokens": "what is kept of an image, or of each of its tiles. A method that cannot make the count that was asked "
     "for, such as pool, which needs a square, makes the nearest that it can. Methods inside the decoder keep so many "
-    "only behind the layer where they stand.",
+    "only behind the last layer where they drop some: pictures and fronts show the mean over all layers, which is what "
+    "the decoder computes.",
     "Of full": "accuracy as a share of the unpruned model's.",
-    "Method": "the method's own cost: the vision graph with it less the one without, called by turns on the same "
+    "By turns": "a cell and the unpruned bundle answer the same questions by turns in one process; the ratio of their "
+    "medians stands beside a cell's TTFT, which is that ratio times the TTFT of the unpruned bundle alone.",
+    "Method": "what the method adds: the vision graph with it less the one without, called by turns on the same "
     "images in one process; median of the differences, with a 95% interval. Work that it spares the projector or "
-    "the encoder counts, so that it may be negative. A dash stands where the vision graph is the same.",
+    "the encoder counts, so that it may be negative. Of a method inside the decoder: its prefill less the unpruned "
+    "one, by turns; what the layers behind it save counts. A dash stands where neither differs.",
     "Plain choices": "uniform and random at the same share of tokens. A method is better where the whole 95% interval "
     "of the paired difference lies above zero; many methods are compared, so one in forty may look better by chance. "
     "random is one draw, the same for every image.",

@@ -42,11 +42,13 @@ class AccuracyPlan(Part):
 class Job(Part):
     """One worker's work: what to open, with which engines, what to measure.
 
-    `path` is a bundle's folder, or for a reference the checkpoint's folder, taken at its own resolution.
+    `path` is a bundle's folder, or for a reference the checkpoint's folder, taken at its own resolution. `beside` is
+    the folder of another bundle, which is timed by turns with it.
     """
 
     kind: Literal["bundle", "reference"]
     path: str
+    beside: str = ""
     vision_engine: str = "auto"
     decoder_engine: str = "auto"
     threads: int = Field(default=0, ge=0)
@@ -89,6 +91,7 @@ class Sampled(Part):
     kind: Literal["sampled"] = "sampled"
     phase: Phase
     sample: Sample
+    beside: bool = Field(default=False, description="it is the other bundle's")
 
 
 class Answered(Part):

@@ -56,11 +56,7 @@ def measure(subject: Subject, plan: LatencyPlan, report: Callable[[Phase, Sample
     """
 
     def once(phase: Phase, index: int, *, reuse: bool = False) -> None:
-        image, prompt = photo_like(plan.seed, index, plan.width, plan.height), permuted_prompt(index)
-        start = time.perf_counter()
-        reply = subject.answer(image, prompt, max_tokens=plan.max_tokens, to_the_end=True, reuse=reuse)
-        wall_ms = (time.perf_counter() - start) * 1000
-        report(phase, sample(check(reply, 1, plan.max_tokens), f"{plan.seed}/{index}", prompt, wall_ms))
+        report(phase, _timed(subject, plan, index, reuse=reuse))
 
     once("cold", 0)
     for index in range(1, 1 + plan.warmup):
@@ -74,6 +70,38 @@ def measure(subject: Subject, plan: LatencyPlan, report: Callable[[Phase, Sample
     once("repeat", first)
     for _ in range(plan.cached):
         once("cached", first, reuse=True)
+
+
+def measure_by_turns(
+    subject: Subject, beside: Subject, plan: LatencyPlan, report: Callable[[bool, Phase, Sample], None]
+) -> None:
+    """Time the same answers of two models, one after the other, so that their times compare; report `beside` and each.
+
+    Cold, warm-up and steady. Whichever comes second may find the caches warm, so they take turns at that, too.
+
+    Raises:
+        EngineError: an answer that cannot be true.
+    """
+
+    def both(phase: Phase, index: int) -> None:
+        for other in (True, False) if index % 2 else (False, True):
+            report(other, phase, _timed(beside if other else subject, plan, index))
+
+    for index in range(1 + plan.warmup):
+        both("warmup" if index else "cold", index)
+    done, start = 0, time.monotonic()
+    while done < plan.iterations or time.monotonic() - start < plan.min_time_s:
+        both("steady", 1 + plan.warmup + done)
+        done += 1
+
+
+def _timed(subject: Subject, plan: LatencyPlan, index: int, *, reuse: bool = False) -> Sample:
+    """One answer; no two indexes share an image."""
+    image, prompt = photo_like(plan.seed, index, plan.width, plan.height), permuted_prompt(index)
+    start = time.perf_counter()
+    reply = subject.answer(image, prompt, max_tokens=plan.max_tokens, to_the_end=True, reuse=reuse)
+    wall_ms = (time.perf_counter() - start) * 1000
+    return sample(check(reply, 1, plan.max_tokens), f"{plan.seed}/{index}", prompt, wall_ms)
 
 
 def summarise_latency(samples: Samples, other_cpu_share: float | None) -> Latency | None:

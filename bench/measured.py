@@ -25,6 +25,7 @@ class Measured:
         failure: why it ended early; empty if it did not.
         loaded: the engines and the load time; None before the session was ready.
         samples: timed answers.
+        beside: those of the bundle that took turns.
         predictions: answers to the items.
         control: answers with grey noise for images.
         other_cpu_share: what other processes used during the steady samples; None if unknown.
@@ -35,6 +36,7 @@ class Measured:
     failure: str = ""
     loaded: Loaded | None = None
     samples: Samples = field(default_factory=Samples)
+    beside: Samples = field(default_factory=Samples)
     predictions: list[Prediction] = field(default_factory=list)
     control: list[Prediction] = field(default_factory=list)
     other_cpu_share: float | None = None
@@ -82,6 +84,9 @@ class _Listener:
         self._pace.step(message)
 
     def _sampled(self, message: Sampled) -> None:
+        if message.beside:
+            self._measured.beside.add(message.phase, message.sample)
+            return
         self._measured.samples.add(message.phase, message.sample)
         if message.phase == "steady":
             if self._cpu is None:

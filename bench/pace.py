@@ -71,7 +71,7 @@ class Pace:
         plan = {"hello": 1, "loaded": 1, "sampled": 0, "answered": 0}
         if job.latency is not None:
             steady = max(job.latency.iterations, job.latency.min_time_s / self._mean("sampled"))
-            plan["sampled"] = round(2 + job.latency.warmup + steady + job.latency.cached)
+            plan["sampled"] = round(2 + job.latency.warmup + steady + job.latency.cached) * (2 if job.beside else 1)
         if job.accuracy is not None:
             plan["answered"] = job.accuracy.n * (2 if job.accuracy.control else 1)
         return sum(max(0, count - self._counts.get(kind, 0)) * self._mean(kind) for kind, count in plan.items())

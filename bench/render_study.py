@@ -25,7 +25,7 @@ _PANEL = 220.0
 def render_html(report: Report) -> str:
     """The whole report as an HTML page."""
     scored = [row for row in report.rows if share(row) is not None]
-    timed = [row for row in scored if ttft(row) is not None]
+    timed = [row for row in scored if ttft(report.rows, row) is not None]
     methods = {name: rows for name, rows in by_method(report).items() if any(row in scored for row in rows)}
     return fill(
         "study.html.jinja",

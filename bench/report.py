@@ -155,6 +155,7 @@ class Flag(Part):
         "few-tokens",
         "contended",
         "no-method-cost",
+        "not-timed",
     ]
     text: str
 
@@ -189,17 +190,33 @@ class Engine(Part):
     details: dict[str, str]
 
 
+class Beside(Part):
+    """Another bundle that answered the same questions by turns in the same process, so that ratios compare."""
+
+    vision_ms: Summary
+    prefill_ms: Summary
+    ttft_ms: Summary
+
+
 class Pruning(Part):
     """Which visual tokens a cell of a study keeps, what choosing them costs, and what plain choices make of as many."""
 
     method: str
     options: dict[str, str] = Field(description="those that were given; the others have their defaults")
     keep_percent: list[float] = Field(description="what was asked for and became this count")
-    tokens: int = Field(ge=1, description="kept of an image, or of each of its tiles")
+    tokens: int = Field(ge=1, description="kept of an image, or of each of its tiles; in the end, inside a decoder")
+    layer_tokens: list[int] | None = Field(
+        default=None,
+        description="an image's tokens in each layer of a decoder that drops some on the way; else null",
+    )
     export: list[str] = Field(description="the command that writes the same bundle")
     method_ms: Summary | None = Field(
-        description="the method's own cost: the vision graph with it less the one without, by turns on the same images "
-        "in one process; null where the vision graph is the same, or was not measured"
+        description="what the method adds: the vision graph with it less the one without, by turns on the same images "
+        "in one process; for a method inside the decoder its prefill less the unpruned one, likewise; null where "
+        "neither differs, or was not measured"
+    )
+    beside: Beside | None = Field(
+        default=None, description="the unpruned bundle, timed by turns with this one; null where that was not done"
     )
     against: list[Paired] = Field(description="paired with the study's cells of `uniform` and `random` for one share")
 

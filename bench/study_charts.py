@@ -10,14 +10,14 @@ from typing import Literal, TypeAlias
 
 from edgevlm.bench import format as show
 from edgevlm.bench.axes import Axis, cost_axis, share_axis
-from edgevlm.bench.grid import PLAIN, by_method, method_label, share, study_of, tokens, ttft, unpruned
+from edgevlm.bench.grid import PLAIN, by_method, kept, method_label, share, study_of, tokens, ttft, unpruned
 from edgevlm.bench.labels import Label, write_labels
 from edgevlm.bench.report import Report, Row
 from edgevlm.bench.svg import Canvas, text_width, ticks
 
 Cost: TypeAlias = Literal["tokens", "ttft"]
 _TITLES = {
-    "tokens": "visual tokens of an image",
+    "tokens": "visual tokens of an image, mean over the decoder's layers",
     "ttft": "median time to first token, ms (steady)",
 }
 _SMALL = 11.5
@@ -36,7 +36,7 @@ class _Frame:
 
     def place(self, row: Row) -> tuple[float, float] | None:
         """A row's dot; None where a figure is missing."""
-        value, cost = share(row), tokens(self.report, row) if self.cost == "tokens" else ttft(row)
+        value, cost = share(row), tokens(self.report, row) if self.cost == "tokens" else ttft(self.report.rows, row)
         return None if value is None or cost is None else (self.across.at(cost), self.up.at(value))
 
     def trace(self, rows: list[Row]) -> list[tuple[float, float]]:
@@ -108,7 +108,7 @@ def method_panel(report: Report, method: str, width: float) -> str:
         canvas.line(left, y, width - right, y, "grid")
         canvas.text(left - 5, y + 4, f"{tick:g}%", "axis", "end")
     for count, x in _counts(frame, 22):
-        canvas.text(x, height - 5, str(count), "axis", "middle")
+        canvas.text(x, height - 5, f"{count:.0f}", "axis", "middle")
     _full_line(frame, left, width - right)
     methods = by_method(report)
     for name, rows in methods.items():
@@ -126,7 +126,7 @@ def _cost_axis(report: Report, cost: Cost, start: float, end: float) -> Axis:
     scored = [row for row in report.rows if row.accuracy is not None]
     if cost == "tokens":
         return cost_axis([float(tokens(report, row)) for row in scored], start, end)
-    times = [time for row in scored if (time := ttft(row)) is not None]
+    times = [time for row in scored if (time := ttft(report.rows, row)) is not None]
     if not times:
         return cost_axis([], start, end)
     pad = 0.08 * max(max(times) - min(times), 0.05 * max(times))
@@ -144,7 +144,7 @@ def _scales(frame: _Frame, left: float, right: float, base: float) -> None:
         full = study_of(frame.report).image_tokens
         for count, x in _counts(frame, 30):
             canvas.line(x, base, x, base + 4, "tick")
-            canvas.text(x, base + 18, str(count), "axis", "middle")
+            canvas.text(x, base + 18, f"{count:.0f}", "axis", "middle")
             canvas.text(x, base + 31, f"{100 * count / full:.0f}%", "axis", "middle")
     else:
         for tick in frame.across.ticks(4 if right < 500 else 8):
@@ -154,18 +154,18 @@ def _scales(frame: _Frame, left: float, right: float, base: float) -> None:
     canvas.text(left, canvas.height - 8, f"{_TITLES[frame.cost]}{scale}", "axis")
 
 
-def _counts(frame: _Frame, room: float) -> list[tuple[int, float]]:
+def _counts(frame: _Frame, room: float) -> list[tuple[float, float]]:
     """The token counts of the grid that have room beside each other, and where they stand; the unpruned one first."""
     rows = [row for row in frame.report.rows if row.accuracy is not None]
     uses = [tokens(frame.report, row) for row in rows]
-    kept: list[tuple[int, float]] = []
+    shown: list[tuple[float, float]] = []
     for count in sorted(
         set(uses), key=lambda count: (count != study_of(frame.report).image_tokens, -uses.count(count))
     ):
         x = frame.across.at(count)
-        if all(abs(x - other) >= room for _, other in kept):
-            kept.append((count, x))
-    return kept
+        if all(abs(x - other) >= room for _, other in shown):
+            shown.append((count, x))
+    return shown
 
 
 def _full_line(frame: _Frame, left: float, right: float) -> None:
@@ -187,8 +187,7 @@ def _full_line(frame: _Frame, left: float, right: float) -> None:
 def _tip(report: Report, row: Row) -> str:
     assert row.accuracy is not None
     overall = row.accuracy.overall
-    count = tokens(report, row)
     cost = row.pruning.method_ms if row.pruning else None
     method = f", method {show.added_time(cost.median)}" if cost is not None else ""
-    parts = f"{show.percent(overall.value)} ({show.interval_of(overall)}), {count} tokens"
-    return f"{row.name}: {parts}, TTFT {show.milliseconds(ttft(row))}{method}"
+    parts = f"{show.percent(overall.value)} ({show.interval_of(overall)}), {kept(row, study_of(report).image_tokens)}"
+    return f"{row.name}: {parts}, TTFT {show.milliseconds(ttft(report.rows, row))}{method}"

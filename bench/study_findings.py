@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgevlm.bench import format as show
 from edgevlm.bench.findings import Finding
-from edgevlm.bench.grid import method_label, of_full, pruning_of, share, study_of
+from edgevlm.bench.grid import kept, method_label, of_full, pruning_of, share, study_of
 from edgevlm.bench.report import Report, Row
 from edgevlm.bench.study_table import beats
 from edgevlm.bench.table import TONES, Tone
@@ -24,14 +24,15 @@ def study_findings(report: Report) -> list[Finding]:
         if rows:
             found.append(_best(report, percent, rows))
             found += _better(percent, rows)
-    return [*found, *_flags(report)]
+    return [*found, *_untimed(report), *_flags(report)]
 
 
 def _best(report: Report, percent: float, rows: list[Row]) -> Finding:
     best = max(rows, key=lambda row: share(row) or 0.0)
     assert best.accuracy is not None
     text = f"{method_label(pruning_of(best))} is the most accurate of {len(rows)}: {show.percent(share(best))}"
-    text += f" with {pruning_of(best).tokens} tokens, {show.percent(of_full(report, best))} of the unpruned accuracy"
+    text += f" with {kept(best, study_of(report).image_tokens)}, {show.percent(of_full(report, best))} of the unpruned"
+    text += " accuracy"
     paired = best.accuracy.paired
     if paired is not None:
         text += f"; {show.points(paired.delta.value)} points against it (95% CI {show.points_interval(paired.delta)})"
@@ -58,6 +59,15 @@ def _better(percent: float, rows: list[Row]) -> list[Finding]:
     return [Finding(f"{percent:g}%", f"shown to be better {'; '.join(said)}.", tone)] if said else []
 
 
+def _untimed(report: Report) -> list[Finding]:
+    """Times are measured behind all accuracies, or in another run."""
+    done = [row for row in report.rows if row.status == "ok"]
+    waiting = sum(row.latency is None and all(flag.code != "not-timed" for flag in row.flags) for row in done)
+    if not waiting:
+        return []
+    return [Finding(f"{waiting} of {len(done)} rows", "not timed yet; the same study goes on with that.", "unsure")]
+
+
 def _flags(report: Report) -> list[Finding]:
     """Each kind of flag once, with the rows that have it."""
     named: dict[str, list[str]] = {}
@@ -72,6 +82,7 @@ def _flags(report: Report) -> list[Finding]:
         "non-deterministic": "greedy decoding gave other tokens for the same input",
         "reused-prompt": "prompt tokens of steady answers came from a cache",
         "no-method-cost": "the method's own cost could not be measured",
+        "not-timed": "could not be timed",
     }
     found = []
     for code, meaning in meanings.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.bench import format as show
-from edgevlm.bench.grid import by_method, of_full, pruning_of, study_of, tokens, ttft
+from edgevlm.bench.grid import by_method, kept, of_full, pruning_of, ratio, study_of, tokens, ttft
 from edgevlm.bench.report import Paired, Pruning, Report, Row
 from edgevlm.bench.table import TONES, Cell, Table, delta
 
@@ -30,7 +30,7 @@ def _cell(report: Report, rows: list[Row], percent: float) -> Cell:
     if row.accuracy is None:
         return Cell(row.status if row.status != "skipped" else "not made", tone="quiet")
     paired = row.accuracy.paired
-    note = f"{pruning_of(row).tokens} tokens"
+    note = kept(row, study_of(report).image_tokens)
     mark = f"{ON_TOKENS} " if row.name in study_of(report).front_tokens else ""
     if paired is None:
         return Cell(mark + _accuracy(row), note)
@@ -57,14 +57,14 @@ def grid(report: Report) -> Table:
 
 
 def _line(report: Report, row: Row) -> tuple[Cell, ...]:
-    study, count = study_of(report), tokens(report, row)
+    study, times = study_of(report), ratio(row)
     marks = f"{ON_TOKENS * (row.name in study.front_tokens)}{ON_TTFT * (row.name in study.front_ttft)}"
     paired = row.accuracy.paired if row.accuracy else None
     stages = row.latency.stages if row.latency else None
     interval = show.interval_of(row.accuracy.overall) if row.accuracy else ""
     return (
         Cell(row.name, marks),
-        Cell(str(count), f"{100 * count / study.image_tokens:.0f}%"),
+        _tokens(report, row),
         Cell(_accuracy(row), interval),
         Cell(show.percent(of_full(report, row))),
         delta(row),
@@ -73,8 +73,17 @@ def _line(report: Report, row: Row) -> tuple[Cell, ...]:
         Cell(show.milliseconds(stages.vision_ms.median if stages else None)),
         _method(row.pruning),
         Cell(show.milliseconds(stages.prefill_ms.median if stages else None)),
-        Cell(show.milliseconds(ttft(row))),
+        Cell(show.milliseconds(ttft(report.rows, row)), "" if times is None else f"{times:.2f} x"),
     )
+
+
+def _tokens(report: Report, row: Row) -> Cell:
+    """Those that are kept; beside them the share that the decoder's layers have, and its mean where they differ."""
+    full, mean = study_of(report).image_tokens, tokens(report, row)
+    share = f"{100 * mean / full:.0f}%"
+    if row.pruning is None or row.pruning.layer_tokens is None:
+        return Cell(f"{mean:g}", share)
+    return Cell(str(row.pruning.tokens), f"{mean:.0f} a layer, {share}")
 
 
 def _method(pruning: Pruning | None) -> Cell:

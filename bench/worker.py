@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from edgevlm.bench.accuracy import answer_items
 from edgevlm.bench.job import Answered, Hello, Job, Loaded, Message, Phase, Prediction, Sampled
-from edgevlm.bench.latency import measure
+from edgevlm.bench.latency import measure, measure_by_turns
 from edgevlm.bench.opened import open_subject
 from edgevlm.bench.report import Sample
 from edgevlm.bench.subject import Subject
@@ -47,7 +47,10 @@ def work(send: Send, job: Job, open_: Callable[[Job], Subject]) -> None:
         send(message.model_dump(mode="json"))
 
     def sampled(phase: Phase, sample: Sample) -> None:
-        tell(Sampled(phase=phase, sample=sample))
+        by_turns(False, phase, sample)
+
+    def by_turns(beside: bool, phase: Phase, sample: Sample) -> None:
+        tell(Sampled(phase=phase, sample=sample, beside=beside))
 
     def answered(control: bool, prediction: Prediction) -> None:
         tell(Answered(control=control, prediction=prediction))
@@ -58,7 +61,9 @@ def work(send: Send, job: Job, open_: Callable[[Job], Subject]) -> None:
     load_ms = (time.perf_counter() - start) * 1000
     vision, decoder = subject.engines()
     tell(Loaded(load_ms=load_ms, vision_engine=vision, decoder_engine=decoder))
-    if job.latency is not None:
+    if job.latency is not None and job.beside:
+        measure_by_turns(subject, open_(job.model_copy(update={"path": job.beside})), job.latency, by_turns)
+    elif job.latency is not None:
         measure(subject, job.latency, sampled)
     if job.accuracy is not None:
         answer_items(subject, job.accuracy, answered)

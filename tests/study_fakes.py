@@ -14,7 +14,7 @@ from specs import TINY
 from edgevlm.bench.baseline import Reference
 from edgevlm.bench.report import Report
 from edgevlm.bench.stats import summarise
-from edgevlm.bench.study import run, shelf
+from edgevlm.bench.study import run, shelf, timing
 from edgevlm.bench.study.plan import parse_methods
 from edgevlm.bundle import Bundle
 from edgevlm.cli.pass_flags import passes_of
@@ -35,7 +35,7 @@ def request(
     out: Path, methods: tuple[str, ...] = METHODS, percents: tuple[float, ...] = (50, 25), **changes: Any
 ) -> Any:
     """A small study; `settings` are those of `bench_bundles` with some changes."""
-    options = {name: changes.pop(name) for name in ("restart", "retry", "save_bundles") if name in changes}
+    options = {name: changes.pop(name) for name in ("restart", "retry", "save_bundles", "timing") if name in changes}
     fields = {"items": 24, "iterations": 6, "warmup": 1, "cached": 0, "silence_s": 300, **changes}
     return run.Request(
         recipe=Recipe(model="zoo:hollow", precision="fp32"),
@@ -66,7 +66,7 @@ def prepare(patch: pytest.MonkeyPatch) -> list[str]:
     patch.setattr(shelf, "compile_recipe", compile_recipe)
     patch.setattr(run, "load", lambda *_, **__: SimpleNamespace(spec=SPEC))
     patch.setattr(run, "find_reference", lambda model: Reference(model, Path(), "0" * 64))
-    patch.setattr(run, "method_cost", lambda *_: summarise([0.1 + index / 1000 for index in range(20)]))
+    patch.setattr(timing, "method_cost", lambda *_: summarise([0.1 + index / 1000 for index in range(20)]))
     return made
 
 

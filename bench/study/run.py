@@ -1,7 +1,8 @@
-"""The study itself: every cell exported, measured against the unpruned model, noted down, and all of it in one report.
+"""The study itself: every cell exported and asked, then every cell timed, noted down, and all of it in one report.
 
-A cell that fails costs one row. A study that is stopped, by Ctrl-C or a power cut, goes on where it was when it is
-started again in the same folder.
+Accuracy comes first, since it does not mind a busy machine; then all bundles are timed in one block. A cell that fails
+costs one row. A study that is stopped, by Ctrl-C or a power cut, goes on where it was when it is started again in the
+same folder.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from edgevlm.bench.baseline import find_reference
 from edgevlm.bench.definitions import study_definitions
 from edgevlm.bench.environment import environment, now
 from edgevlm.bench.grid import PLAIN, fronts
-from edgevlm.bench.job import Prediction
-from edgevlm.bench.method_cost import method_cost
+from edgevlm.bench.job import Job, Prediction
 from edgevlm.bench.pace import Pace
 from edgevlm.bench.plan import IS_BASELINE, Work, accuracy_plan, bundle_job
-from edgevlm.bench.report import SCHEMA_VERSION, Environment, Flag, Paired, Pruning, Report, Row, Settings, Study
+from edgevlm.bench.report import SCHEMA_VERSION, Environment, Paired, Pruning, Report, Row, Settings, Study
 from edgevlm.bench.rows import describe, without_bundle
 from edgevlm.bench.study.plan import Cell, Method, ReadFlag, check_methods, plan_cells
 from edgevlm.bench.study.shelf import UNPRUNED, Shelf
 from edgevlm.bench.study.state import Setting, State, clear
+from edgevlm.bench.study.timing import is_timed, not_timed, time_cell, time_unpruned
 from edgevlm.bench.sweep import Progress, measure_row
 from edgevlm.bench.worker import TARGET
 from edgevlm.bench.write import claim
@@ -33,6 +34,7 @@ from edgevlm.longrun import interrupts
 from edgevlm.models import load
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.select import VISION_ENGINES
+from edgevlm.spec import ModelSpec
 
 #: Fields of a recipe that `edgevlm export` has a flag for, as far as a study varies them.
 _FLAGS = ("format", "precision", "gguf_type", "vision_precision", "resolution")
@@ -52,6 +54,7 @@ class Request:
         restart: replace what another study left in `out`.
         retry: measure cells again that failed.
         save_bundles: leave the cells' bundles in `out`.
+        timing: time them, too; otherwise their bundles stay for another run.
     """
 
     recipe: Recipe
@@ -63,6 +66,7 @@ class Request:
     restart: bool = False
     retry: bool = False
     save_bundles: bool = False
+    timing: bool = True
 
 
 def study_pruning(request: Request, *, progress: Progress, worker: str = TARGET) -> Report:
@@ -93,7 +97,7 @@ def study_pruning(request: Request, *, progress: Progress, worker: str = TARGET)
     run = _Run(request, state, here, worker, progress)
     interrupted = run.measure(cells)
     rows = [run.row(UNPRUNED), *(run.cell_row(cell) for cell in cells)]
-    if not interrupted:
+    if not interrupted and request.timing:
         run.shelf.close()
     few, fast = fronts(rows, spec.vision.image_tokens)
     return Report(
@@ -143,23 +147,39 @@ class _Run:
 
     def measure(self, cells: Sequence[Cell]) -> bool:
         """Measure all that can be made and is not done; whether it was interrupted."""
-        todo = [cell for cell in cells if not cell.reason and self.state.done(cell.name) is None]
-        full = self.state.done(UNPRUNED)
-        names = [*([UNPRUNED] if full is None else []), *(cell.name for cell in todo)]
-        jobs = [bundle_job(self.shelf.path(name), self.settings, self.accuracy) for name in names]
-        pace = Pace(jobs, self.progress)
+        names = [UNPRUNED, *(cell.name for cell in cells if not cell.reason)]
+        asked = [name for name in names if self.state.done(name) is None]
+        timed = [name for name in names if self._waits(name)] if self.request.timing else []
+        jobs = [self._asking(name) for name in asked]
+        pace = Pace([*jobs, *(bundle_job(self.shelf.path(name), self.settings, None) for name in timed)], self.progress)
         try:
-            if full is None:
-                full = self._unpruned(pace)
+            full = self._unpruned(pace)
             self.unpruned_answers = self.state.answers(full)
-            for cell in todo:
-                pace.begin(cell.name)
-                self._note(self._measured(cell, full, pace))
-                self.shelf.drop(cell.name)
+            for cell in cells:
+                if cell.name in asked:
+                    pace.begin(cell.name)
+                    self._note(self._asked(cell, full, pace))
+                    pace.end()
+            by_name = {cell.name: cell for cell in cells}
+            for name in timed:
+                pace.begin(name)
+                if self._waits(name):
+                    self._note(self._timed(by_name.get(name), full, pace))
+                if name != UNPRUNED:
+                    self.shelf.drop(name)
                 pace.end()
         except KeyboardInterrupt:
             return True
         return False
+
+    def _waits(self, name: str) -> bool:
+        """Whether a row has no times yet."""
+        row = self.state.done(name)
+        return row is None or not is_timed(row)
+
+    def _asking(self, name: str) -> Job:
+        """What asks a bundle the items."""
+        return bundle_job(self.shelf.path(name), self.settings, self.accuracy).model_copy(update={"latency": None})
 
     def row(self, name: str) -> Row:
         """The row of that name, or an empty one."""
@@ -177,14 +197,17 @@ class _Run:
         return row.model_copy(update={"pruning": pruning, "reason": reason})
 
     def _unpruned(self, pace: Pace) -> Row:
-        """Measure what everything else is compared with.
+        """The row that everything else is compared with.
 
         Raises:
             EdgeVLMError: it cannot be exported or measured.
         """
+        known = self.state.done(UNPRUNED)
+        if known is not None:
+            return known
         pace.begin(UNPRUNED)
-        bundle = self.shelf.unpruned(_exporting(pace))
-        row = self._measure(bundle, UNPRUNED, self.settings.vision_engine, {}, pace)
+        bundle = self.shelf.unpruned(None, _exporting(pace))
+        row = self._ask(bundle, UNPRUNED, self.settings.vision_engine, {}, pace)
         if row.status != "ok":
             what = f"the unpruned model cannot be measured: {row.reason}"
             raise EdgeVLMError(what, str(bundle.path), "mend it, or take another engine")
@@ -192,38 +215,51 @@ class _Run:
         pace.end()
         return row
 
-    def _measured(self, cell: Cell, full: Row, pace: Pace) -> Row:
-        """The row of a cell, whatever becomes of it."""
+    def _asked(self, cell: Cell, full: Row, pace: Pace) -> Row:
+        """The row of a cell with its accuracy, whatever becomes of it."""
         pruning = self._pruning(cell)
+        like = self.shelf.unpruned(full, _exporting(pace))
         try:
-            bundle = self.shelf.pruned(cell, _exporting(pace))
+            bundle = self.shelf.pruned(cell, None, like, _exporting(pace))
         # Whatever tracing and conversion raise, and they raise much, costs this cell and not the study.
         except Exception as error:
             return self._unmade(cell, error).model_copy(update={"pruning": pruning})
-        engine = _engine_of(full, self.settings)
-        row = self._measure(bundle, cell.name, engine, {UNPRUNED: self.unpruned_answers}, pace)
-        if row.status == "ok":
-            pace.say("the method's own cost")
-            try:
-                cost = method_cost(self.shelf.unpruned(_exporting(pace)), bundle, engine, self.settings)
-                pruning = pruning.model_copy(update={"method_ms": cost})
-            except EdgeVLMError as error:
-                flag = Flag(code="no-method-cost", text=f"the method's own cost could not be measured: {error.what}")
-                row = row.model_copy(update={"flags": [*row.flags, flag]})
+        layers = layer_tokens(bundle.spec)
+        pruning = pruning.model_copy(update={"layer_tokens": layers})
+        if cell.method.chooses:
+            kept = bundle.spec.vision.image_tokens if layers is None else layers[-1]
+            pruning = pruning.model_copy(update={"tokens": kept})
+        row = self._ask(bundle, cell.name, _engine_of(full, self.settings), {UNPRUNED: self.unpruned_answers}, pace)
+        if row.status != "ok":
+            self.shelf.drop(cell.name)
         return row.model_copy(update={"pruning": pruning})
+
+    def _timed(self, cell: Cell | None, full: Row, pace: Pace) -> Row:
+        """The row of a cell, or of the unpruned bundle, with its times."""
+        unpruned = self.shelf.unpruned(full, _exporting(pace))
+        settings = self.settings.model_copy(update={"vision_engine": _engine_of(full, self.settings)})
+        if cell is None:
+            return time_unpruned(full, unpruned, settings, pace, self.worker)
+        row = self.row(cell.name)
+        try:
+            bundle = self.shelf.pruned(cell, row, unpruned, _exporting(pace))
+        # Made again, since it was gone; its accuracy stays, whatever is raised now.
+        except Exception as error:
+            return not_timed(row, _said(error))
+        return time_cell(row, bundle, unpruned, settings, pace, self.worker)
 
     def _unmade(self, cell: Cell, error: Exception) -> Row:
         """The row of a cell without a bundle: left out if the format cannot hold the method, else failed."""
         row = without_bundle(cell.name, self.request.recipe.model, self.request.recipe.format)
-        said = error.what if isinstance(error, EdgeVLMError) else f"{type(error).__name__}: {error}"
-        reason = " ".join(said.split())
+        reason = _said(error)
         if isinstance(error, UnsupportedError):
             return row.model_copy(update={"reason": reason})
         return row.model_copy(update={"status": "failed", "failed_stage": "export", "reason": reason})
 
-    def _measure(self, bundle: Bundle, name: str, engine: str, answers: dict[str, list[Prediction]], pace: Pace) -> Row:
+    def _ask(self, bundle: Bundle, name: str, engine: str, answers: dict[str, list[Prediction]], pace: Pace) -> Row:
+        """The row of a bundle with its accuracy."""
         settings = self.settings.model_copy(update={"vision_engine": engine})
-        job = bundle_job(bundle.path, settings, self.accuracy)
+        job = self._asking(name).model_copy(update={"vision_engine": engine})
         paired = {"reason": IS_BASELINE} if name == UNPRUNED else {"baseline": UNPRUNED}
         work = Work(name, job, bundle, **paired)
         return measure_row(
@@ -255,6 +291,21 @@ def export_command(recipe: Recipe, flag: str, out: str) -> list[str]:
     flags = [part for name, value in given if value is not None for part in (f"--{name.replace('_', '-')}", str(value))]
     calibration = [] if recipe.calibration is None else ["--calibrate", recipe.calibration.source]
     return ["edgevlm", "export", recipe.model, *flags, "--prune-tokens", flag, *calibration, "-o", out]
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, in a line."""
+    said = error.what if isinstance(error, EdgeVLMError) else f"{type(error).__name__}: {error}"
+    return " ".join(said.split())
+
+
+def layer_tokens(spec: ModelSpec) -> list[int] | None:
+    """Tokens of an image in each layer of a decoder that drops some on the way; None where all have the same."""
+    drop = spec.decoder.token_drop
+    if drop is None:
+        return None
+    counts = [drop.image_tokens, *(stage.keep for stage in drop.stages)]
+    return [counts[drop.part(layer)] for layer in range(spec.decoder.num_hidden_layers)]
 
 
 def _exporting(pace: Pace) -> Progress:

@@ -1,6 +1,7 @@
-"""The bundles of a study: the unpruned one, and that of a cell for as long as it is measured.
+"""The bundles of a study: the unpruned one, and that of each cell from its export until it has been timed.
 
-Each is what `edgevlm export` writes, byte for byte. What all share, the decoder, is written once.
+Each is what `edgevlm export` writes, byte for byte. What all share, the decoder, is written once. Another run of the
+study takes what it finds, if that is the very bundle that was asked.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from edgevlm.bench.report import Row
 from edgevlm.bench.study.plan import Cell, ReadFlag, with_pass
 from edgevlm.bench.sweep import file_name
-from edgevlm.bundle import Bundle
+from edgevlm.bundle import Bundle, open_bundle
+from edgevlm.errors import BundleError
 from edgevlm.pipeline import compile_recipe
 from edgevlm.progress import Report as Progress
 from edgevlm.recipe import Recipe
@@ -34,28 +37,41 @@ class Shelf:
         """What a cell's bundle is made by."""
         return with_pass(self._recipe, self._read_flag(cell.flag))
 
-    def unpruned(self, progress: Progress) -> Bundle:
-        """The bundle without a method; made once.
+    def unpruned(self, row: Row | None, progress: Progress) -> Bundle:
+        """The bundle without a method; made once, unless that of the row is still there.
 
         Raises:
             EdgeVLMError: it cannot be made.
         """
+        self._unpruned = self._unpruned or self._found(row)
         if self._unpruned is None:
             base = self._recipe.model_copy(update={"calibration": None})
             self._unpruned = compile_recipe(base, self.path(UNPRUNED), force=True, progress=progress)
         return self._unpruned
 
-    def pruned(self, cell: Cell, progress: Progress) -> Bundle:
-        """The bundle of a cell.
+    def pruned(self, cell: Cell, row: Row | None, like: Bundle, progress: Progress) -> Bundle:
+        """The bundle of a cell; made unless that of the row is still there.
 
         Raises:
             EdgeVLMError: it cannot be made.
         """
-        like = self.unpruned(progress)
-        return compile_recipe(self.recipe(cell), self.path(cell.name), force=True, like=like, progress=progress)
+        return self._found(row) or compile_recipe(
+            self.recipe(cell), self.path(cell.name), force=True, like=like, progress=progress
+        )
+
+    def _found(self, row: Row | None) -> Bundle | None:
+        """The bundle that a row is about, if it is still there with the very same files."""
+        if row is None or row.status != "ok":
+            return None
+        try:
+            bundle = open_bundle(self.path(row.name), verify=True)
+        except BundleError:
+            return None
+        there = {entry.path: entry.sha256 for entry in bundle.manifest.artifacts}
+        return bundle if there == {file.path: file.sha256 for file in row.files} else None
 
     def drop(self, name: str) -> None:
-        """A bundle has been measured."""
+        """A bundle has been timed, or never will be."""
         if not self._keep:
             shutil.rmtree(self.path(name), ignore_errors=True)
 

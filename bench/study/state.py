@@ -17,6 +17,7 @@ from edgevlm.atomic import write_text
 from edgevlm.bench.job import Prediction
 from edgevlm.bench.predictions import read_jsonl
 from edgevlm.bench.report import Environment, Part, Row
+from edgevlm.bench.study.timing import untimed
 from edgevlm.bundle import sha256_file
 from edgevlm.errors import InputError
 
@@ -137,8 +138,12 @@ class State:
         self._write()
 
     def forget_failures(self) -> None:
-        """Let failed cells be tried again."""
-        self._lines = {name: line for name, line in self._lines.items() if line.row.status != "failed"}
+        """Let cells be tried again that failed, or could not be timed."""
+        self._lines = {
+            name: line.model_copy(update={"row": untimed(line.row)})
+            for name, line in self._lines.items()
+            if line.row.status != "failed"
+        }
 
     @property
     def environment(self) -> Environment:

@@ -73,6 +73,12 @@ def command() -> None:
 )
 @click.option("--retry", is_flag=True, help="Try cells again that failed.")
 @click.option("--save-bundles", is_flag=True, help="Leave the bundle of each cell in OUT/bundles.")
+@click.option(
+    "--timing/--no-timing",
+    default=True,
+    show_default=True,
+    help="Time every bundle when all have been asked. Without, bundles stay in OUT/bundles for a run that does.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the summary.")
 def prune(
     model: str,
@@ -101,6 +107,7 @@ def prune(
     resume: bool,
     retry: bool,
     save_bundles: bool,
+    timing: bool,
     as_json: bool,
 ) -> None:
     """Prune the visual tokens of MODEL by each method to each count, and measure accuracy and time.
@@ -161,6 +168,7 @@ def prune(
         restart=not resume,
         retry=retry,
         save_bundles=save_bundles,
+        timing=timing,
     )
     with show_progress("study") as progress:
         report = study_pruning(request, progress=progress)

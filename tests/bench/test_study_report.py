@@ -5,6 +5,7 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -13,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from edgevlm.bench import render_study, render_study_markdown
 from edgevlm.bench.definitions import study_definitions
-from edgevlm.bench.grid import by_method, fronts, of_full, pruning_of
+from edgevlm.bench.grid import by_method, fronts, of_full, pruning_of, tokens, ttft
 from edgevlm.bench.report import Report, Row, report_schema
 from edgevlm.bench.study_charts import Cost, front_chart, method_panel
 from edgevlm.bench.study_findings import study_findings
@@ -182,6 +183,45 @@ def test_of_full_and_fronts_leave_out_what_has_no_figures(report: Report) -> Non
     few, fast = fronts([row for row in report.rows if row.status != "ok"], 36)
     assert (few, fast) == ([], [])
     assert pruning_of(row_of(report, "pool 16")).tokens == 16
+
+
+def test_tokens_that_go_inside_the_decoder_count_by_their_mean_over_its_layers(report: Report) -> None:
+    """9 tokens behind the first of four layers cost the decoder what 16 would in front of it."""
+    changed = pruned_as(report, "divprune 9", layer_tokens=[36, 9, 9, 9])
+    row = row_of(changed, "divprune 9")
+    assert tokens(changed, row) == 15.75
+    assert fronts(changed.rows, 36)[0] == ["pool 9", "divprune 9", "unpruned"]
+    lines = {str(line[0].text): line for line in grid(changed).rows}
+    assert str(lines["divprune 9"][1]) == "9 (16 a layer, 44%)"
+    cells = {str(line[0].text): line for line in matrix(changed).rows}
+    assert "9 tokens in the end, 16 in a layer on average" in str(cells["divprune"][2])
+    assert "16 in a layer on average" in front_chart(changed, "tokens", 1080.0)
+
+
+def test_times_compare_by_their_ratio_to_the_unpruned_bundle_beside(report: Report) -> None:
+    """A cell twice as fast as the unpruned bundle at its side stands at half of the unpruned row's time."""
+    row = row_of(report, "random 9")
+    full = row_of(report, "unpruned").latency
+    assert full is not None
+    assert row.latency is not None
+    assert row.pruning is not None
+    assert row.pruning.beside is not None
+    slow = row.pruning.beside.ttft_ms.model_copy(update={"median": 2 * row.latency.ttft_steady_ms.median})
+    beside = row.pruning.beside.model_copy(update={"ttft_ms": slow})
+    changed = pruned_as(report, "random 9", beside=beside)
+    found = ttft(changed.rows, row_of(changed, "random 9"))
+    assert found == pytest.approx(full.ttft_steady_ms.median / 2)
+    lines = {str(line[0].text): line for line in grid(changed).rows}
+    assert str(lines["random 9"][-1]).endswith("(0.50 x)")
+
+
+def pruned_as(report: Report, name: str, **changes: Any) -> Report:
+    """The report with another description of one cell's pruning."""
+    rows = [
+        row.model_copy(update={"pruning": pruning_of(row).model_copy(update=changes)}) if row.name == name else row
+        for row in report.rows
+    ]
+    return report.model_copy(update={"rows": rows})
 
 
 def test_a_study_without_any_cell_still_renders(report: Report) -> None:

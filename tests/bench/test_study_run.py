@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ import study_fakes
 
 from edgevlm.bench import sweep
 from edgevlm.bench.accuracy import compare
-from edgevlm.bench.measured import run_worker
+from edgevlm.bench.job import Job
+from edgevlm.bench.measured import Measured, run_worker
 from edgevlm.bench.predictions import read_jsonl
 from edgevlm.bench.report import Report, Row
-from edgevlm.bench.study import run, shelf
-from edgevlm.bench.study.run import export_command
+from edgevlm.bench.study import run, shelf, timing
+from edgevlm.bench.study.run import export_command, layer_tokens
 from edgevlm.bench.study.state import STATE
+from edgevlm.bench.study_findings import study_findings
 from edgevlm.errors import EdgeVLMError, EngineError, InputError
 from edgevlm.recipe import CalibrationData, Recipe
+from edgevlm.spec import DropStage, TokenDropSpec
 
 Studied = tuple[Report, Path]
 TESTS = Path(__file__).parent.parent
@@ -45,7 +49,7 @@ def test_every_cell_has_a_row(studied: Studied) -> None:
         **{f"{name} {count}": ("ok", "") for name in ("uniform", "random", "divprune") for count in (18, 9)},
         **{f"pool {count}": ("ok", "") for count in (16, 9)},
         **{f"{name} {count}": ("skipped", "") for name in ("fastervlm", "fastv") for count in (18, 9)},
-        **{f"attention {count}": ("failed", "latency") for count in (18, 9)},
+        **{f"attention {count}": ("failed", "accuracy") for count in (18, 9)},
         **{f"resolution {count}": ("failed", "export") for count in (16, 9)},
     }
 
@@ -188,8 +192,74 @@ def test_an_interruption_reports_the_rows_so_far_and_the_rest_follows(
     second = study_fakes.study(study_fakes.request(tmp_path, ("uniform", "pool"), (50,)))
     assert not second.interrupted
     assert [row.status for row in second.rows] == ["ok", "ok", "ok"]
-    assert second.rows[:2] == first.rows[:2]
-    assert made == ["unpruned", "uniform:18", "pool:16", "unpruned", "pool:16"]
+    assert [row.accuracy for row in second.rows[:2]] == [row.accuracy for row in first.rows[:2]]
+    assert made == ["unpruned", "uniform:18", "pool:16", "pool:16"]
+
+
+def test_all_cells_are_asked_before_any_is_timed_and_each_by_turns_with_the_unpruned_one(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str, str]] = []
+
+    def watched(job: Job, *rest: Any) -> Any:
+        seen.append((Path(job.path).name, Path(job.beside).name, "timed" if job.latency else "asked"))
+        assert (job.latency is None) != (job.accuracy is None)
+        return run_worker(job, *rest)
+
+    for module in (sweep, timing):
+        monkeypatch.setattr(module, "run_worker", watched)
+    report = study_fakes.study(study_fakes.request(tmp_path, ("uniform", "pool"), (50,)))
+    names = ("unpruned", "uniform_18", "pool_16")
+    assert seen == [
+        *((name, "", "asked") for name in names),
+        *((name, "" if name == "unpruned" else "unpruned", "timed") for name in names),
+    ]
+    assert made == ["unpruned", "uniform:18", "pool:16"]
+    for row in report.rows[1:]:
+        assert row.latency is not None
+        assert row.pruning is not None
+        assert row.pruning.beside is not None
+        assert row.pruning.beside.ttft_ms.n == row.latency.ttft_steady_ms.n == 6
+        assert row.memory is not None
+
+
+def test_cells_that_were_asked_are_timed_by_another_run_from_the_same_bundles(tmp_path: Path, made: list[str]) -> None:
+    first = study_fakes.study(study_fakes.request(tmp_path, ("uniform", "pool"), (50,), timing=False))
+    assert [row.status for row in first.rows] == ["ok", "ok", "ok"]
+    assert all(row.latency is None for row in first.rows)
+    assert [row.accuracy.overall.correct for row in first.rows if row.accuracy] == [24, 16, 18]
+    assert any("not timed yet" in str(finding) for finding in study_findings(first))
+    shutil.rmtree(tmp_path / "bundles" / "pool_16")
+    second = study_fakes.study(study_fakes.request(tmp_path, ("uniform", "pool"), (50,)))
+    assert made == ["unpruned", "uniform:18", "pool:16", "pool:16"]
+    assert all(row.latency is not None for row in second.rows)
+    assert [row.accuracy for row in second.rows] == [row.accuracy for row in first.rows]
+    assert not (tmp_path / "bundles").exists()
+    assert not any("not timed yet" in str(finding) for finding in study_findings(second))
+
+
+def test_a_cell_that_cannot_be_timed_keeps_its_accuracy_and_is_tried_again_on_demand(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "run_worker", lambda *_: Measured(failure="SIGSEGV"))
+        study_fakes.study(study_fakes.request(tmp_path, ("uniform",), (50,)))
+    row = rows(study_fakes.study(study_fakes.request(tmp_path, ("uniform",), (50,))))["uniform 18"]
+    assert (row.status, row.latency) == ("ok", None)
+    assert row.accuracy is not None
+    assert [flag.text for flag in row.flags] == ["could not be timed: SIGSEGV"]
+    row = rows(study_fakes.study(study_fakes.request(tmp_path, ("uniform",), (50,), retry=True)))["uniform 18"]
+    assert row.latency is not None
+    assert "not-timed" not in {flag.code for flag in row.flags}
+    assert made == ["unpruned", "uniform:18", "unpruned", "uniform:18"]
+
+
+def test_layers_behind_a_stage_have_fewer_tokens() -> None:
+    stages = (DropStage(2, 20), DropStage(5, 9))
+    drop = TokenDropSpec("pyramiddrop", "attention", 36, stages)
+    spec = replace(study_fakes.SPEC, decoder=replace(study_fakes.SPEC.decoder, token_drop=drop))
+    assert layer_tokens(spec) == [36, 36, 20, 20, 20, 9, 9, 9]
+    assert layer_tokens(study_fakes.SPEC) is None
 
 
 def test_a_cost_that_cannot_be_measured_leaves_the_other_figures(
@@ -198,7 +268,7 @@ def test_a_cost_that_cannot_be_measured_leaves_the_other_figures(
     def fails(*_: Any) -> None:
         raise EngineError("the graph needs a prompt", "vision")
 
-    monkeypatch.setattr(run, "method_cost", fails)
+    monkeypatch.setattr(timing, "method_cost", fails)
     row = rows(study_fakes.study(study_fakes.request(tmp_path, ("uniform",), (50,))))["uniform 18"]
     assert (row.status, made) == ("ok", ["unpruned", "uniform:18"])
     assert row.accuracy is not None
@@ -246,8 +316,9 @@ def test_a_killed_study_goes_on_behind_the_cells_that_were_done(tmp_path: Path, 
     lines = (tmp_path / STATE).read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["row"]["name"] for line in lines[1:]] == ["unpruned", "uniform 18"]
     report = study_fakes.study(study_fakes.request(tmp_path, ("uniform", "pool"), (50,)))
-    assert made == ["unpruned", "pool:16"]
+    assert made == ["pool:16"]
     assert [row.status for row in report.rows] == ["ok", "ok", "ok"]
+    assert all(row.latency is not None for row in report.rows)
     assert not (tmp_path / "bundles").exists()
 
 
