@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,13 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgevlm.exporters.onnx.decoder import DecoderBuilder
-from edgevlm.exporters.onnx.dialect_ort import OrtDialect
-from edgevlm.exporters.onnx.external import ExternalData
-from edgevlm.exporters.onnx.graph import Graph
-from edgevlm.exporters.onnx.table import build_embedding, write_table
+from edgevlm.bench.suite.int4_decoder import write_int4
 from edgevlm.models.decoder import Decoder
-from edgevlm.quant.schemes import scheme_for, store
 from edgevlm.runtimes.base import EngineOptions, Segment
 from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder
 from edgevlm.spec import DecoderSpec, DropStage, TokenDropSpec
@@ -62,29 +56,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TokenDropSpec 
     def make(drop: TokenDropSpec | None) -> OnnxRuntimeDecoder:
         weights.spec = replace(PLAIN, token_drop=drop)
         folder = tmp_path_factory.mktemp("drop")
-        write(weights, folder)
+        write_int4(weights, folder)
         spec: Any = SimpleNamespace(decoder=weights.spec)
         return OnnxRuntimeDecoder(folder / "decoder", folder / "embed", spec, EngineOptions(1, 512))
 
     return make
-
-
-def write(decoder: Decoder, folder: Path) -> None:
-    """Embedding and decoder graphs at int4."""
-    table = decoder.embed_tokens.weight
-    with ExternalData(folder / "embed_data") as embed_data, ExternalData(folder / "decoder_data") as data:
-        stored = write_table(
-            store(table, scheme_for("embed_tokens.weight", "embedding", table.shape[1], "int4")), embed_data
-        )
-        embedding, graph = Graph("embed", embed_data), Graph("decoder", data)
-        build_embedding(embedding, stored, image_token_id=0)
-        embedding.save(folder / "embed")
-        builder = DecoderBuilder(decoder, OrtDialect(graph, decoder.spec), "int4")
-        x, normed = builder.begin()
-        for index in range(decoder.spec.num_hidden_layers):
-            x, normed = builder.layer(index, x, normed)
-        builder.head(normed, stored)
-        graph.save(folder / "decoder")
 
 
 def prompt(tokens: int) -> list[Segment]:
