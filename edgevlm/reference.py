@@ -7,6 +7,7 @@ In: a `VlmModel` whose weights may be memory-mapped in bf16. Out: image features
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgevlm.models.decoder import Decoder, DecoderLayer, KeyValue, rotary_for
-from edgevlm.models.token_drop import Passage, Prompt, going_on
+from edgevlm.models.token_drop import Passage, Prompt, kept_places
 from edgevlm.models.vlm import VlmModel
 from edgevlm.patches import graph_inputs
 from edgevlm.prompt import IMAGE_PLACEHOLDER
@@ -24,6 +25,8 @@ from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import DecoderSpec
 
 Float32 = NDArray[np.float32]
+#: Hears, for a sequence by its number, which places went on behind the next stage, among those that entered it.
+Kept = Callable[[int, NDArray[np.int64]], None]
 
 _HEAD_ROWS = 16384
 
@@ -113,7 +116,11 @@ def head_logits(decoder: Decoder, normed: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def last_logits(
-    model: VlmModel, sequences: list[list[Segment]], counts: list[int], images: list[tuple[int, ...]] | None = None
+    model: VlmModel,
+    sequences: list[list[Segment]],
+    counts: list[int],
+    images: list[tuple[int, ...]] | None = None,
+    kept: Kept = lambda _number, _places: None,
 ) -> list[Float32]:
     """Logits of the last positions of each sequence.
 
@@ -123,6 +130,7 @@ def last_logits(
         counts: for each sequence, how many of its last positions to compute logits for.
         images: for decoders that drop tokens of images, where in each sequence these begin; the prompt that they came
             with ends with the first of the last positions.
+        kept: for these decoders, is told what goes on, stage by stage.
 
     Returns:
         float32 `[count, V]` per sequence.
@@ -143,8 +151,11 @@ def last_logits(
             if spec.token_drop and stage is not None:
                 assert isinstance(layer, DecoderLayer)
                 passage = Passage(before, states[number], tables[number], keys)
-                states[number], prompts[number] = going_on(
-                    spec.token_drop, stage, layer, norm, passage, prompts[number]
+                places = kept_places(spec.token_drop, stage, layer, norm, passage, prompts[number])
+                kept(number, places.numpy())
+                states[number], prompts[number] = (
+                    states[number][:, places],
+                    prompts[number].behind(spec.token_drop, stage),
                 )
                 tables[number] = rotary_for(spec, torch.arange(prompts[number].length)[None])
     tails = torch.cat([norm(x[0, -count:]) for x, count in zip(states, counts, strict=True)])

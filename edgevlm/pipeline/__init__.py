@@ -83,7 +83,6 @@ def compile_recipe(
 
     model = load(folder, resolution=recipe.resolution, prompt_template=recipe.prompt_template, accept=accept)
     decoder_precision = GGUF_PRECISIONS[gguf_type] if recipe.format == "gguf" else recipe.precision
-    limits = thresholds(decoder_precision, vision_precision, recipe.verify)
     pruned = _PRUNED if passes else _LOADED
     with atomic_folder(out, replace=force) as work:
         model = run_passes(passes, model, calibration, part_of(progress, _LOADED, pruned))
@@ -114,6 +113,8 @@ def compile_recipe(
         artifacts += write_newline(model, work)
         manifest = _manifest(recipe, model, sources, work, artifacts)
         write_manifest(work, manifest)
+        in_decoder = model.spec.decoder.token_drop is not None
+        limits = thresholds(decoder_precision, vision_precision, recipe.verify, decoder_drops=in_decoder)
         results = verify(model, work, limits, part_of(progress, _EXPORTED, 1))
         require(results, str(out))
         write_manifest(work, manifest.model_copy(update={"parity": results}))

@@ -6,6 +6,8 @@ it moves by one place. Tokens stay in order, so the two sequences are matched as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +43,25 @@ def aligned(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> tuple[ND
             column += 1
     matches = np.array(pairs, np.intp).reshape(-1, 2)
     return matches[:, 0], matches[:, 1]
+
+
+def shares_going_on(
+    found: Sequence[NDArray[np.int64]], wanted: Sequence[NDArray[np.int64]], image: NDArray[np.int64]
+) -> list[float]:
+    """Of the image tokens that the original lets go on behind each stage of its decoder, the share that go on in both.
+
+    Args:
+        found: by stage, the places that go on in the bundle, among those that entered the stage.
+        wanted: those of the original.
+        image: places of image tokens in the whole prompt.
+    """
+    shares, ours, theirs = [], found[0], wanted[0]
+    for stage in range(len(wanted)):
+        if stage:
+            ours, theirs = ours[found[stage]], theirs[wanted[stage]]
+        meant = np.intersect1d(theirs, image)
+        shares.append(len(np.intersect1d(meant, ours)) / len(meant))
+    return shares
 
 
 def _units(rows: NDArray[np.float32]) -> NDArray[np.float64]:

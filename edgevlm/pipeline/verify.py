@@ -9,6 +9,8 @@ fixed: two generated images and four questions about each. Metrics:
 - fusion, cosine, for models that have one: of the fused prompts, with the original's image features, the smallest of
   eight;
 - decoder, logits cosine: after each prompt, with the original's image features or fused prompt, the mean of eight;
+- decoder, kept tokens, where the decoder drops image tokens: the share of those that go on in the original which do in
+  the bundle, too, with the original's image features, the mean over eight prompts and all stages;
 - decoder, top-1 agreement: share of those prompts with the same likeliest token;
 - bundle, token agreement: of the greedy answers of the whole bundle (at most eight tokens), the share of tokens up to
   the first that the original, at the same place, would not have chosen.
@@ -34,7 +36,7 @@ from edgevlm.exporters.base import Precision, Progress
 from edgevlm.imageio import load_image
 from edgevlm.models.footprint import release
 from edgevlm.models.vlm import VlmModel
-from edgevlm.pipeline.alignment import aligned
+from edgevlm.pipeline.alignment import aligned, shares_going_on
 from edgevlm.preprocess import PreparedImage, normalise, prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.recipe import VerifyThresholds
@@ -45,6 +47,8 @@ from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.scenes import scenes
 
 Picture: TypeAlias = NDArray[np.uint8]
+#: Of tokens, among those that entered a stage of the decoder.
+Places: TypeAlias = NDArray[np.int64]
 
 IMAGES = 2
 PROMPTS = 8
@@ -64,7 +68,8 @@ class Thresholds:
     kept_tokens: float
 
 
-#: By the precision of the decoder; `vision_cosine` and `kept_tokens` are looked up by that of the vision tower.
+#: By the precision of the decoder; `vision_cosine` is looked up by that of the vision tower, `kept_tokens` by that of
+#: the one that prunes them.
 THRESHOLDS: dict[Precision, Thresholds] = {
     "fp32": Thresholds(0.9999, 0.9999, 1.0, 1.0, 0.9999, 0.95),
     "fp16": Thresholds(0.999, 0.999, 1.0, 0.9, 0.999, 0.9),
@@ -73,10 +78,16 @@ THRESHOLDS: dict[Precision, Thresholds] = {
 }
 
 
-def thresholds(decoder: Precision, vision: Precision, overrides: VerifyThresholds) -> Thresholds:
-    """The table's row for these precisions, with the recipe's overrides."""
+def thresholds(
+    decoder: Precision, vision: Precision, overrides: VerifyThresholds, *, decoder_drops: bool = False
+) -> Thresholds:
+    """The table's row for these precisions, with the recipe's overrides.
+
+    `decoder_drops` says that image tokens are pruned inside the decoder, if at all.
+    """
     seen = THRESHOLDS[vision]
-    table = replace(THRESHOLDS[decoder], vision_cosine=seen.vision_cosine, kept_tokens=seen.kept_tokens)
+    kept = THRESHOLDS[decoder if decoder_drops else vision].kept_tokens
+    table = replace(THRESHOLDS[decoder], vision_cosine=seen.vision_cosine, kept_tokens=kept)
     given = {name: value for name, value in overrides.model_dump().items() if value is not None}
     return Thresholds(**{**vars(table), **given})
 
@@ -118,12 +129,15 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
             found_fused = [outputs[f"fused{index}"] for index in range(len(fused))]
             logits = outputs["logits"]
             answers = [outputs[f"tokens{index}"].tolist() for index in range(len(prompts))]
+            drop = model.spec.decoder.token_drop
+            stages = range(0 if drop is None else len(drop.stages))
+            going_on = [[outputs[f"kept{index}.{stage}"] for stage in stages] for index in range(len(prompts))]
     progress(2, 3, "verify: the original answers")
     if fused:
         given: list[list[Segment]] = [[rows] for rows in fused]
     else:
         given = _spliced(prompts, _image_parts(model, images, features))
-    first, agreed = _reference_answers(model, given, answers)
+    first, agreed, shares = _reference_answers(model, given, answers, going_on)
     pairs = list(zip(found, features, strict=True))
     kept = 1.0
     if model.spec.vision.reducer is not None:
@@ -138,6 +152,8 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
         values["fusion", "fusion_cosine"] = min(cosine(a, b) for a, b in zip(found_fused, fused, strict=True))
     if model.spec.vision.reducer is not None:
         values["vision", "kept_tokens"] = kept
+    if shares:
+        values["decoder", "kept_tokens"] = float(np.mean(shares))
     progress(3, 3, "verified")
     return [
         ParityResult(
@@ -223,24 +239,32 @@ def _spliced(prompts: list[list[int]], images: list[list[Part]]) -> list[list[Se
 
 
 def _reference_answers(
-    model: VlmModel, prompts: list[list[Segment]], answers: list[list[int]]
-) -> tuple[reference.Float32, list[int]]:
+    model: VlmModel, prompts: list[list[Segment]], answers: list[list[int]], going_on: list[list[Places]]
+) -> tuple[reference.Float32, list[int], list[float]]:
     """The original's logits after each prompt `[P, V]`, and how many leading tokens of each answer it agrees with.
 
     One pass over prompt and answer together: the logits before each answer token tell what the original chose there.
+    Third, where the decoder drops image tokens: for each prompt and stage the share of those that go on in the original
+    which go on in the bundle, too, by `going_on`, the bundle's places.
     """
-    sequences, counts, images = [], [], []
+    drop, sequences, counts, images = model.spec.decoder.token_drop, [], [], []
     for prompt, answer in zip(prompts, answers, strict=True):
-        images.append(tuple(DroppedPlaces(model.spec.decoder.token_drop).image_starts(flat(prompt)).tolist()))
+        images.append(tuple(DroppedPlaces(drop).image_starts(flat(prompt)).tolist()))
         said = [np.array(answer[:-1], np.int32)] if len(answer) > 1 else []
         parts = [*prompt, *said]
         sequences.append(
             [part if part.ndim > 1 else reference.token_embeddings(model, part.tolist()) for part in parts]
         )
         counts.append(len(answer))
-    logits = reference.last_logits(model, sequences, counts, images)
+    kept: list[list[Places]] = [[] for _ in prompts]
+    logits = reference.last_logits(model, sequences, counts, images, lambda number, places: kept[number].append(places))
     agreed = []
     for rows, answer in zip(logits, answers, strict=True):
         same = rows.argmax(-1) == np.array(answer)
         agreed.append(int(same.argmin()) if not same.all() else len(answer))
-    return np.stack([rows[0] for rows in logits]), agreed
+    shares = []
+    if drop is not None:
+        for starts, found, wanted in zip(images, going_on, kept, strict=True):
+            image = np.concatenate([np.arange(start, start + drop.image_tokens) for start in starts])
+            shares += shares_going_on(found, wanted, image)
+    return np.stack([rows[0] for rows in logits]), agreed, shares

@@ -75,14 +75,19 @@ def _encode(model: VlmModel, images: dict[str, Pixels]) -> dict[str, Tensor]:
 
 def greedy(model: VlmModel, ids: list[list[int]], split: int, images: Tensor) -> list[list[int]]:
     """Token ids of the answers to prompts of equal length, with image embeddings [B, N, H] spliced in at `split`,
-    all fused before where the model has a pre-fusion."""
+    all fused before where the model has a pre-fusion.
+
+    Where the decoder drops image tokens, every prompt chooses its own, and runs by itself.
+    """
     decoder = model.decoder
+    if decoder.spec.token_drop is not None and len(ids) > 1:
+        return [row for at, prompt in enumerate(ids) for row in greedy(model, [prompt], split, images[at : at + 1])]
     text = decoder.embed_tokens(torch.tensor(ids))
     if model.fusion is not None:
         images, text = model.fusion(images, text).split((model.fusion.image_tokens, text.shape[1]), dim=1)
     x = torch.cat((text[:, :split], images, text[:, split:]), dim=1)
     length = x.shape[1]
-    logits, past = decoder(x, torch.arange(length).expand(len(ids), -1), last_only=True)
+    logits, past = decoder(x, torch.arange(length).expand(len(ids), -1), last_only=True, image_starts=(split,))
     produced: list[list[int]] = [[] for _ in ids]
     stopped = [False] * len(ids)
     for step in range(_MAX_NEW_TOKENS):

@@ -20,6 +20,7 @@ from edgevlm.models import decoder as decoders
 from edgevlm.models import token_drop
 from edgevlm.models.decoder import Decoder
 from edgevlm.models.vlm import VlmModel
+from edgevlm.pruning.tokens import REDUCERS
 from edgevlm.runtimes.base import EngineOptions, Segment
 from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder
 from edgevlm.runtimes.torch import TorchDecoder
@@ -53,6 +54,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         return model, tiny_bundle(model, tmp_path_factory.mktemp("drop") / "bundle")
 
     return make
+
+
+def test_every_method_inside_the_decoder_is_among_them() -> None:
+    assert set(DROPS) == {name for name, cls in REDUCERS.items() if cls.inside_decoder}
 
 
 def engine(bundle: Bundle) -> OnnxRuntimeDecoder:

@@ -16,6 +16,8 @@ from edgevlm.models import load, resolve
 from edgevlm.passes import PassContext
 from edgevlm.pipeline import compile_recipe
 from edgevlm.pipeline.passes import parse_passes
+from edgevlm.pruning.tokens import REDUCERS
+from edgevlm.pruning.tokens.fastv import FastVOptions
 from edgevlm.recipe import PassEntry, Recipe
 from edgevlm.runtimes.base import EngineOptions, Float32, Segment
 from edgevlm.runtimes.torch import TorchDecoder, TorchVision
@@ -31,6 +33,7 @@ from edgevlm.spec import (
     TokenDropSpec,
 )
 from edgevlm.tokenizer import Tokenizer
+from edgevlm.zoo.evaluate import answers
 from edgevlm.zoo.scenes import scenes
 from edgevlm.zoo.tokenizer import build_tokenizer
 
@@ -131,6 +134,7 @@ def test_a_shipped_model_answers_as_in_torch(
     recipe = Recipe(model=f"zoo:{name}", precision="fp32", passes=(entry,))
     bundle = compile_recipe(recipe, tmp_path / "bundle", progress=lambda *_: None)
     assert all(result.passed for result in bundle.manifest.parity)
+    assert {(r.stage, r.metric): r.value for r in bundle.manifest.parity}["decoder", "kept_tokens"] == 1
     original = load(resolve(recipe.model))
     (each,) = parse_passes(recipe)
     model = each.run(original, PassContext(None, original, lambda *_: None))
@@ -151,6 +155,19 @@ def test_a_shipped_model_answers_as_in_torch(
                 chat = s.chat()
                 assert talked == [ask(chat.ask, *turn) for turn in turns]
     assert said[0] == said[1] != said[2]
+
+
+def test_scores_in_torch_are_those_of_the_model_that_drops_tokens() -> None:
+    """Prompts of one length are answered together; where each chooses its own tokens, that must not mix them."""
+    original, items = load(resolve("zoo:nano-fastvlm")), list(scenes("test", 48))
+    for module in (original.vision, original.decoder):
+        module.float()
+    model = REDUCERS["fastv"].reduced(original, 4, FastVOptions(after=1))
+    tokenizer = Tokenizer(original.tokenizer_files["tokenizer.json"])
+    engines = TorchVision(model), TorchDecoder(model, EngineOptions())
+    with Session(model.spec, tokenizer, *engines) as session:
+        said = [session.generate(item.image, item.question, max_tokens=8).text for item in items]
+    assert answers(model, items) == said != answers(original, items)
 
 
 MAP = replace(TINY, prompt=replace(TINY.prompt, image_layout=RowsLayout(9)))
