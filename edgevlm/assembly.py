@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from edgevlm.errors import BundleError
 from edgevlm.feature_rows import feature_map, pack
 from edgevlm.preprocess import PreparedImage
+from edgevlm.runtimes.base import Encoded
 from edgevlm.spec import FramedLayout, ModelSpec, RowsLayout
+from edgevlm.tile_tokens import by_row, by_tile, positions, shares_tiles
 from edgevlm.tokenizer import Tokenizer
 
 #: Token ids `int32[L]`, or embeddings `float32[L, H]`; `float32[rows, columns, H]` for an image that keeps its shape.
@@ -39,17 +41,21 @@ class ImageAssembler:
         # Of what leaves the vision graph of a model with a fusion, only this much stands in the prompt.
         self._tokens = spec.vision.image_tokens if spec.fusion is None else spec.fusion.image_tokens
         self._layout = spec.prompt.image_layout
+        self._spec, self._shared = spec, shares_tiles(spec)
         self._stride = spec.vision.stride if spec.preprocess.patches is not None else 0
         self._tokenizer = tokenizer
         self._newline = newline
         if isinstance(self._layout, RowsLayout):
             if newline is None:
                 raise BundleError("the bundle has no image newline", spec.name, "export it again")
-            if math.isqrt(self._tokens) ** 2 != self._tokens:
+            if not self._shared and math.isqrt(self._tokens) ** 2 != self._tokens:
                 raise BundleError(f"{self._tokens} features of a tile are not a square", spec.name, "export it again")
 
     def positions(self, image: PreparedImage) -> int:
         """Positions that the image takes in the context."""
+        if self._shared:
+            texts = self._texts(image, self._layout) if isinstance(self._layout, FramedLayout) else []
+            return positions(image, self._spec) + sum(map(len, texts))
         if isinstance(self._layout, RowsLayout):
             if len(image.tiles) == 1:
                 return self._tokens + 1
@@ -62,23 +68,30 @@ class ImageAssembler:
             return embeddings + sum(map(len, self._texts(image, self._layout)))
         return embeddings
 
-    def pieces(self, features: NDArray[np.float32], image: PreparedImage) -> list[Piece]:
+    def pieces(
+        self, features: NDArray[np.float32], image: PreparedImage, places: NDArray[np.int64] | None = None
+    ) -> list[Piece]:
         """Segments of the image.
 
         Args:
             features: `[T, N, H]`, one row of N embeddings a tile.
             image: the image they were computed from.
+            places: of embeddings that are shared out among tiles (`Encoded`).
         """
+        encoded, side = Encoded(features, places), self._spec.vision.grid_side
         if isinstance(self._layout, RowsLayout):
             assert self._newline is not None
+            if self._shared:
+                return [by_row(encoded, image, self._newline, side, self._layout.max_tiles)]
             return [pack(features, image, self._newline, self._layout.max_tiles)]
+        tiles = by_tile(encoded, len(image.tiles), side) if self._shared else list(features)
         if isinstance(self._layout, FramedLayout):
             *before, end = self._texts(image, self._layout)
-            framed = [piece for pair in zip(before, features, strict=True) for piece in pair]
-            return [*framed, end] if len(end) else framed
+            framed = [piece for pair in zip(before, tiles, strict=True) for piece in pair]
+            return [piece for piece in [*framed, end] if len(piece)]
         if self._stride:
             return [features.reshape(*self._grid(image), -1)]
-        return list(features)
+        return [tile for tile in tiles if len(tile)]
 
     def _grid(self, image: PreparedImage) -> tuple[int, int]:
         """Rows and columns of the features of an image that keeps its shape."""

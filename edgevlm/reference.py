@@ -19,10 +19,12 @@ from edgevlm.models.decoder import Decoder, DecoderLayer, KeyValue, rotary_for
 from edgevlm.models.token_drop import Passage, Prompt, kept_places
 from edgevlm.models.vlm import VlmModel
 from edgevlm.patches import graph_inputs
+from edgevlm.preprocess import PreparedImage, normalise
 from edgevlm.prompt import IMAGE_PLACEHOLDER
-from edgevlm.runtimes.base import Segment
+from edgevlm.runtimes.base import Encoded, Segment
 from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import DecoderSpec
+from edgevlm.tile_tokens import shares_tiles, tile_boxes
 
 Float32 = NDArray[np.float32]
 #: Hears, for a sequence by its number, which places went on behind the next stage, among those that entered it.
@@ -67,6 +69,17 @@ def image_features(model: VlmModel, images: list[Float32]) -> list[Float32]:
         packed = [graph_inputs(image, patches) for image in images]
         return [vision(torch.from_numpy(rows), torch.from_numpy(grid)).numpy() for rows, grid in packed]
     return [torch.cat([vision(tile[None]) for tile in torch.from_numpy(tiles)]).numpy() for tiles in images]
+
+
+@torch.inference_mode()
+def encoded_images(model: VlmModel, images: list[PreparedImage]) -> list[Encoded]:
+    """Each image's features, with their places where the model shares tokens out among tiles."""
+    pixels = [normalise(image.tiles, model.spec.preprocess) for image in images]
+    if not shares_tiles(model.spec):
+        return [Encoded(rows) for rows in image_features(model, pixels)]
+    vision, boxes = _float_by_layers(model.vision), [tile_boxes(image, model.spec) for image in images]
+    pairs = [vision(*map(torch.from_numpy, pair)) for pair in zip(pixels, boxes, strict=True)]
+    return [Encoded(rows.numpy(), places.numpy()) for rows, places in pairs]
 
 
 @torch.inference_mode()

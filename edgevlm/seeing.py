@@ -10,9 +10,10 @@ from collections import OrderedDict
 
 from edgevlm.assembly import ImageAssembler
 from edgevlm.context import Frames, Part, image_parts
-from edgevlm.preprocess import PreparedImage, normalise
+from edgevlm.preprocess import PreparedImage
 from edgevlm.runtimes.base import Float32, VisionEngine
 from edgevlm.spec import ModelSpec
+from edgevlm.tile_tokens import encode_image
 from edgevlm.tokenizer import Tokenizer
 
 _REMEMBERED = 8
@@ -46,9 +47,9 @@ class ImageReader:
         if known is not None and reuse:
             self._known.move_to_end(image.key)
             return known, True
-        features = self._engine.encode(normalise(image.tiles, self._spec.preprocess))
+        features, places = encode_image(self._engine, image, self._spec)
         if self._spec.fusion is None:
-            parts = image_parts(self._assembler.pieces(features, image), image.key)
+            parts = image_parts(self._assembler.pieces(features, image, places), image.key)
         else:
             parts = [Frames(image.key, tuple(features), self._spec.fusion.image_tokens)]
         self._known[image.key] = parts

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from edgevlm.errors import BundleError, EdgeVLMError, EngineError, InputError
-from edgevlm.runtimes.base import EngineOptions, Float32
+from edgevlm.runtimes.base import Encoded, EngineOptions, Float32, Int64
 
 DEFAULT_CONTEXT = 4096
 HINT = EngineError.usual_hint
@@ -74,6 +74,21 @@ def checked_features(features: Float32, batch: int, tokens: int, hidden: int) ->
     if not np.isfinite(result).all():
         raise EngineError("the vision engine returned values that are not finite", "vision", HINT)
     return result
+
+
+def checked_tiles(rows: Float32, places: Int64, tiles: int, tokens: int, hidden: int, tile_tokens: int) -> Encoded:
+    """Shared tokens of `tiles` tiles, on average `tokens` each, out of `tile_tokens` each.
+
+    Raises:
+        EngineError: another number of values than expected, one that is not finite, or places that are not in order.
+    """
+    features = checked_features(rows, tiles, tokens, hidden)
+    flat = np.asarray(places, np.int64).ravel()
+    held = flat[: int((flat >= 0).sum())]
+    ordered = flat.size == tiles * tokens and held.size and (held >= 0).all() and (np.diff(held) > 0).all()
+    if not ordered or held[-1] >= tiles * tile_tokens:
+        raise EngineError("the vision engine returned tokens that have no place in the image", "vision", HINT)
+    return Encoded(features, flat)
 
 
 def check_declared(shape: Sequence[object], tokens: int, hidden: int, where: str) -> None:

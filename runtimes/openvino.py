@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from edgevlm.patches import graph_inputs
-from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32
-from edgevlm.runtimes.checks import check_declared, checked_features, engine_errors, thread_count
+from edgevlm.runtimes.base import Encoded, EngineOptions, EngineStats, Float32
+from edgevlm.runtimes.checks import check_declared, checked_features, checked_tiles, engine_errors, thread_count
 from edgevlm.spec import ModelSpec
 
 
@@ -32,7 +32,8 @@ class OpenVinoVision:
 
         self._threads = thread_count(options.threads)
         self._tokens, self._hidden = spec.vision.image_tokens, spec.decoder.hidden_size
-        self._patches = spec.preprocess.patches
+        self._tile_tokens, self._patches = spec.vision.grid_side**2, spec.preprocess.patches
+        shared = spec.vision.reducer is not None and spec.vision.reducer.shared
         with engine_errors("OpenVINO cannot compile this graph", str(path)):
             core = openvino.Core()
             self.precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
@@ -49,7 +50,8 @@ class OpenVinoVision:
                 settings[denormals] = True
             model = core.read_model(path)
             if self._patches is None:
-                model.reshape([1, *spec.vision.input_shape])
+                if not shared:
+                    model.reshape([1, *spec.vision.input_shape])
                 declared = [size.get_length() if size.is_static else None for size in model.output(0).partial_shape]
                 check_declared(declared, self._tokens, self._hidden, str(path))
             self._input_dtype = model.input(0).element_type.to_dtype()
@@ -74,6 +76,17 @@ class OpenVinoVision:
                 results = self._request.infer([image[None]], share_inputs=True, share_outputs=True)
                 features.append(checked_features(np.array(results[0]), 1, self._tokens, self._hidden))
         return np.concatenate(features)
+
+    def encode_tiles(self, pixels: Float32, boxes: Float32) -> Encoded:
+        """Pixels of all tiles of an image `[T, 3, R, R]` and their places `[T, 4]` to its tokens.
+
+        Raises:
+            EngineError: the runtime failed, or returned another shape or places that cannot be.
+        """
+        with engine_errors("OpenVINO failed"):
+            results = self._request.infer([pixels.astype(self._input_dtype, copy=False), boxes])
+            rows, places = np.array(results["image_features"]), np.array(results["token_places"])
+        return checked_tiles(rows, places, len(pixels), self._tokens, self._hidden, self._tile_tokens)
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from edgevlm.patches import graph_inputs
-from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
-from edgevlm.runtimes.checks import check_fits, checked_features, checked_fusion, context_length
+from edgevlm.runtimes.base import Encoded, EngineOptions, EngineStats, Float32, Int32, Segment
+from edgevlm.runtimes.checks import check_fits, checked_features, checked_fusion, checked_tiles, context_length
 from edgevlm.runtimes.dropped import DroppedPlaces, Int64
 from edgevlm.runtimes.positions import RotaryPositions, flat
 
@@ -33,6 +33,7 @@ class TorchVision:
         self._vision = _float32(model.vision)
         self._tokens, self._hidden = model.spec.vision.image_tokens, model.spec.decoder.hidden_size
         self._patches = model.spec.preprocess.patches
+        self._tile_tokens = model.spec.vision.grid_side**2
 
     def encode(self, pixels: Float32) -> Float32:
         """Pixels `[B, 3, H, W]` to embeddings `[B, N, hidden]`."""
@@ -44,6 +45,14 @@ class TorchVision:
         if self._patches is not None:
             return checked_features(features, 1, pixels.shape[0] * pixels.shape[1], self._hidden)
         return checked_features(features, len(pixels), self._tokens, self._hidden)
+
+    def encode_tiles(self, pixels: Float32, boxes: Float32) -> Encoded:
+        """Pixels of all tiles of an image `[T, 3, R, R]` and their places `[T, 4]` to its tokens."""
+        import torch
+
+        with torch.inference_mode():
+            rows, places = self._vision(torch.from_numpy(pixels), torch.from_numpy(boxes))
+        return checked_tiles(rows.numpy(), places.numpy(), len(pixels), self._tokens, self._hidden, self._tile_tokens)
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("patches", "tiling"),
     ("answer", "video", "zoo", "zoo.drawing", "zoo.digits", "recipe", "bundle", "preprocess", "prompt", "targets"),
     ("feature_rows", "stream", "runtimes.base", "runtimes.positions"),
-    ("question",),
+    ("question", "tile_tokens"),
     ("assembly", "models", "zoo.scenes"),
     ("reference",),
     ("calibration",),

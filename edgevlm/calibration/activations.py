@@ -24,9 +24,10 @@ from edgevlm.errors import InputError
 from edgevlm.imageio import load_image
 from edgevlm.models.decoder import KeyValue, rotary_for
 from edgevlm.models.vlm import VlmModel
-from edgevlm.preprocess import PreparedImage, normalise, prepare
+from edgevlm.preprocess import PreparedImage, prepare
 from edgevlm.progress import Report
 from edgevlm.prompt import IMAGE_PLACEHOLDER, Message, PromptFormatter
+from edgevlm.runtimes.base import Encoded
 from edgevlm.runtimes.positions import RotaryPositions
 from edgevlm.spec import DecoderSpec
 from edgevlm.tokenizer import Tokenizer
@@ -119,7 +120,7 @@ class _Embedder:
         newline = None if model.image_newline is None else model.image_newline.float().numpy()
         self._assembler = ImageAssembler(model.spec, self._tokenizer, newline)
         self._key = b""
-        self._features: NDArray[np.float32] = np.empty(0, np.float32)
+        self._seen = Encoded(np.empty(0, np.float32))
 
     def pieces(self, sample: Sample) -> tuple[list[_Part], list[int]]:
         """The prompt in parts, images encoded, and the ids of the answer, the stop token included."""
@@ -129,19 +130,19 @@ class _Embedder:
         image = prepare(load_image(sample.image), spec.preprocess)
         # Neighbours often ask about the same image; the vision tower is most of the work.
         if image.key != self._key:
-            (self._features,) = reference.image_features(self._model, [normalise(image.tiles, spec.preprocess)])
+            (self._seen,) = reference.encoded_images(self._model, [image])
             self._key = image.key
         return self._spliced(ids, image), self._answer(sample.answer)
 
     def _spliced(self, ids: list[int], image: PreparedImage) -> list[_Part]:
         place, spec = ids.index(IMAGE_PLACEHOLDER), self._model.spec
         if spec.fusion is not None:
-            (fused,) = reference.fused_prompts(self._model, [self._features[0]], [ids])
+            (fused,) = reference.fused_prompts(self._model, [self._seen.rows[0]], [ids])
             end = place + spec.fusion.image_tokens
             parts = [_Part(fused[:place], False), _Part(fused[place:end], True), _Part(fused[end:], False)]
         else:
             text = np.array(ids, np.int32)
-            pieces = self._assembler.pieces(self._features, image)
+            pieces = self._assembler.pieces(self._seen.rows, image, self._seen.places)
             inside = [_Part(piece, piece.ndim > 1) for piece in pieces]
             parts = [_Part(text[:place], False), *inside, _Part(text[place + 1 :], False)]
         return [part for part in parts if len(part.piece)]

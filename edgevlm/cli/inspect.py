@@ -42,7 +42,8 @@ def _print_model(bundle: Bundle) -> None:
         size = f"images of any shape, at most {patches.max_pixels} pixels, which become {tokens} tokens"
     if vision.reducer is not None:
         options = "".join(f", {name} {value}" for name, value in vision.reducer.options)
-        size += f" ({vision.reducer.name} keeps {vision.reducer.keep}{options})"
+        among = " of a tile on average" if vision.reducer.shared else ""
+        size += f" ({vision.reducer.name} keeps {vision.reducer.keep}{among}{options})"
     heads = f"{decoder.num_attention_heads} heads ({decoder.num_key_value_heads} key/value)"
     rows = [
         ["model", f"{manifest.name} ({spec.family})"],

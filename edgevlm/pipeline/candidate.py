@@ -1,21 +1,23 @@
 """Run an exported bundle on fixed inputs, in a process of its own, for verification.
 
 In: a bundle and a folder with `inputs.npz`: images as uint8 `[H, W, 3]`, the original's features of their tiles
-`[T, N, hidden]`, prompts as token ids in which `IMAGE_PLACEHOLDER` stands for the image, and, for models with a
-fusion, the original's fused prompts `[L, hidden]`. Out, in that folder: `outputs.npz` with the bundle's own features,
-its fused prompts made of the original's features, the logits after each prompt when it is fed what the original feeds
-its decoder (so that the decoder is judged alone), what then goes on behind each stage of a decoder that drops image
-tokens, and the greedy tokens of the whole bundle. Device half: no torch.
+`[T, N, hidden]` (and the places of those that are shared out among tiles), prompts as token ids in which
+`IMAGE_PLACEHOLDER` stands for the image, and, for models with a fusion, the original's fused prompts `[L, hidden]`.
+Out, in that folder: `outputs.npz` with the bundle's own features, its fused prompts made of the original's features,
+the logits after each prompt when it is fed what the original feeds its decoder (so that the decoder is judged alone),
+what then goes on behind each stage of a decoder that drops image tokens, and the greedy tokens of the whole bundle.
+Device half: no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgevlm.assembly import ImageAssembler
 from edgevlm.bundle import Bundle, open_bundle
@@ -23,10 +25,11 @@ from edgevlm.context import Frames, image_parts, segments, splice
 from edgevlm.feature_rows import load_newline
 from edgevlm.fusing import PromptFuser
 from edgevlm.imageio import load_image
-from edgevlm.preprocess import normalise, prepare
+from edgevlm.preprocess import prepare
 from edgevlm.runtimes import open_decoder, open_fusion, open_vision
-from edgevlm.runtimes.base import DecoderEngine, EngineOptions, Segment
+from edgevlm.runtimes.base import DecoderEngine, Encoded, EngineOptions, Segment
 from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder
+from edgevlm.tile_tokens import encode_image
 from edgevlm.tokenizer import Tokenizer
 
 #: Bytes of vision weights above which the parent, which holds the original, leaves too little memory for their copies.
@@ -42,6 +45,17 @@ def greedy(engine: DecoderEngine, prompt: list[Segment], count: int, stops: tupl
     return tokens
 
 
+def as_arrays(images: list[Encoded]) -> dict[str, NDArray[Any]]:
+    """What was made of images, by names for a file."""
+    found: dict[str, NDArray[Any]] = {f"features{index}": image.rows for index, image in enumerate(images)}
+    return found | {f"places{index}": image.places for index, image in enumerate(images) if image.places is not None}
+
+
+def read_encoded(arrays: Mapping[str, NDArray[Any]], index: int) -> Encoded:
+    """One of the images that `as_arrays` named."""
+    return Encoded(arrays[f"features{index}"], arrays.get(f"places{index}"))
+
+
 def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) -> dict[str, str]:
     """Child entry point: read `inputs.npz`, write `outputs.npz`, report the engines used.
 
@@ -51,7 +65,7 @@ def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) 
     with np.load(Path(folder) / "inputs.npz", allow_pickle=False) as inputs:
         count, asked = int(inputs["images"]), int(inputs["prompts"])
         images = [prepare(load_image(inputs[f"image{index}"]), opened.spec.preprocess) for index in range(count)]
-        reference = [inputs[f"features{index}"] for index in range(count)]
+        reference = [read_encoded(inputs, index) for index in range(count)]
         prompts = [inputs[f"prompt{index}"].tolist() for index in range(asked)]
         fused = {index: inputs[f"fused{index}"] for index in range(asked) if opened.spec.fusion is not None}
     tokenizer = Tokenizer(opened.artifact("tokenizer", "tokenizer.json"))
@@ -61,21 +75,21 @@ def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) 
     weights = sum(entry.bytes for entry in opened.manifest.artifacts if entry.role == "vision")
     thrifty = replace(options, low_memory=weights > _LARGE)
     vision = open_vision(opened, "onnxruntime", thrifty)
-    features = [vision.encode(normalise(image.tiles, opened.spec.preprocess)) for image in images]
+    features = [encode_image(vision, image, opened.spec) for image in images]
     names = {"vision": vision.stats().name}
     vision.close()
     decoder = open_decoder(opened, "auto", options)
     fusion = open_fusion(opened, options)
-    logits, answers, found = [], {}, {f"features{index}": rows for index, rows in enumerate(features)}
+    logits, answers, found = [], {}, as_arrays(features)
     for index, prompt in enumerate(prompts):
         image = index * count // asked
         key, rows = images[image].key, (features[image], reference[image])
         if fusion is None or opened.spec.fusion is None:
-            pieces = (image_parts(assembler.pieces(each, images[image]), key) for each in rows)
+            pieces = (image_parts(assembler.pieces(each.rows, images[image], each.places), key) for each in rows)
             fed, original = (segments(splice(prompt, [parts])) for parts in pieces)
         else:
             numbers, fuser = opened.spec.fusion, PromptFuser(opened.spec.fusion, fusion, decoder)
-            asked_about = (splice(prompt, [[Frames(key, tuple(each), numbers.image_tokens)]]) for each in rows)
+            asked_about = (splice(prompt, [[Frames(key, tuple(each.rows), numbers.image_tokens)]]) for each in rows)
             fed, ours = (segments(fuser.fuse(parts, reuse=False)) for parts in asked_about)
             found[f"fused{index}"] = np.concatenate(ours)
             original = [fused[index]]

@@ -37,10 +37,11 @@ from edgevlm.imageio import load_image
 from edgevlm.models.footprint import release
 from edgevlm.models.vlm import VlmModel
 from edgevlm.pipeline.alignment import aligned, shares_going_on
-from edgevlm.preprocess import PreparedImage, normalise, prepare
+from edgevlm.pipeline.candidate import as_arrays, read_encoded
+from edgevlm.preprocess import PreparedImage, prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.recipe import VerifyThresholds
-from edgevlm.runtimes.base import Segment
+from edgevlm.runtimes.base import Encoded, Segment
 from edgevlm.runtimes.dropped import DroppedPlaces
 from edgevlm.runtimes.positions import flat
 from edgevlm.tokenizer import Tokenizer
@@ -107,12 +108,13 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
     pictures, prompts = _fixed_inputs(model)
     images = [prepare(load_image(picture), model.spec.preprocess) for picture in pictures]
     progress(0, 3, "verify: the original's vision")
-    features = reference.image_features(model, [normalise(image.tiles, model.spec.preprocess) for image in images])
+    encoded = reference.encoded_images(model, images)
+    features = [image.rows for image in encoded]
     with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as name:
         folder = Path(name)
         arrays = {"images": np.array(len(images)), "prompts": np.array(len(prompts))}
         arrays |= {f"image{index}": picture for index, picture in enumerate(pictures)}
-        arrays |= {f"features{index}": rows for index, rows in enumerate(features)}
+        arrays |= as_arrays(encoded)
         arrays |= {f"prompt{index}": np.array(prompt) for index, prompt in enumerate(prompts)}
         fused = _fused_prompts(model, features, prompts)
         arrays |= {f"fused{index}": rows for index, rows in enumerate(fused)}
@@ -125,7 +127,7 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
             on_message=lambda message: progress(1 + message[0] / message[1], 3, "verify: the bundle answers"),
         )
         with np.load(folder / "outputs.npz", allow_pickle=False) as outputs:
-            found = [outputs[f"features{index}"] for index in range(len(images))]
+            found = [read_encoded(outputs, index) for index in range(len(images))]
             found_fused = [outputs[f"fused{index}"] for index in range(len(fused))]
             logits = outputs["logits"]
             answers = [outputs[f"tokens{index}"].tolist() for index in range(len(prompts))]
@@ -136,12 +138,12 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
     if fused:
         given: list[list[Segment]] = [[rows] for rows in fused]
     else:
-        given = _spliced(prompts, _image_parts(model, images, features))
+        given = _spliced(prompts, _image_parts(model, images, encoded))
     first, agreed, shares = _reference_answers(model, given, answers, going_on)
-    pairs = list(zip(found, features, strict=True))
+    pairs = [(image.rows, rows) for image, rows in zip(found, features, strict=True)]
     kept = 1.0
     if model.spec.vision.reducer is not None:
-        pairs, kept = _kept_by_both(pairs)
+        pairs, kept = _kept_by_both(list(zip(found, encoded, strict=True)))
     values = {
         ("vision", "vision_cosine"): min(cosine(a, b) for a, b in pairs),
         ("decoder", "logits_cosine"): float(np.mean([cosine(a, b) for a, b in zip(logits, first, strict=True)])),
@@ -168,11 +170,20 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
 
 
 def _kept_by_both(
-    pairs: list[tuple[reference.Float32, reference.Float32]],
+    pairs: list[tuple[Encoded, Encoded]],
 ) -> tuple[list[tuple[reference.Float32, reference.Float32]], float]:
-    """Of the features `[T, K, H]` of each image those tokens that both kept, and the least share of them in a tile."""
+    """Of each image's features those tokens that both kept, and the least share of them in a tile.
+
+    Tokens that are shared out among tiles have places, which are compared, image by image.
+    """
     matched, shares = [], []
-    for found, wanted in pairs:
+    for (found, held), (wanted, meant) in pairs:
+        if held is not None and meant is not None:
+            both, ours_at, theirs_at = np.intersect1d(held[held >= 0], meant[meant >= 0], return_indices=True)
+            width = found.shape[-1]
+            matched.append((found.reshape(-1, width)[ours_at], wanted.reshape(-1, width)[theirs_at]))
+            shares.append(len(both) / int((meant >= 0).sum()))
+            continue
         places = [aligned(a, b) for a, b in zip(found, wanted, strict=True)]
         shares += [len(places_found) / found.shape[1] for places_found, _ in places]
         ours = np.concatenate([rows[places_found] for rows, (places_found, _) in zip(found, places, strict=True)])
@@ -213,12 +224,12 @@ def _fixed_inputs(model: VlmModel) -> tuple[list[Picture], list[list[int]]]:
     return [items[0][0] for items in full], prompts
 
 
-def _image_parts(model: VlmModel, images: list[PreparedImage], features: list[reference.Float32]) -> list[list[Part]]:
+def _image_parts(model: VlmModel, images: list[PreparedImage], features: list[Encoded]) -> list[list[Part]]:
     """What each image becomes in the context."""
     newline = None if model.image_newline is None else model.image_newline.float().numpy()
     assembler = ImageAssembler(model.spec, Tokenizer(model.tokenizer_files["tokenizer.json"]), newline)
     pairs = zip(images, features, strict=True)
-    return [image_parts(assembler.pieces(rows, image), image.key) for image, rows in pairs]
+    return [image_parts(assembler.pieces(seen.rows, image, seen.places), image.key) for image, seen in pairs]
 
 
 def _fused_prompts(

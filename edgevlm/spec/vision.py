@@ -228,12 +228,14 @@ class ReducerSpec:
         name: of the method.
         keep: embeddings that are left.
         options: names and values of the method's options.
+        shared: `keep` is a mean: the graph takes all tiles of an image at once and shares the tokens out among them.
         text: what encodes the question, for methods that read it; None for those that look at the image alone.
     """
 
     name: str
     keep: int
     options: tuple[tuple[str, str], ...] = ()
+    shared: bool = False
     text: TextTowerSpec | None = None
 
 
@@ -259,6 +261,11 @@ class VisionSpec:
     def stride(self) -> int:
         """Input pixels per visual token along one axis."""
         return self.encoder.stride * self.pixel_shuffle
+
+    @property
+    def grid_side(self) -> int:
+        """Visual tokens along one axis, before any are left out."""
+        return self.image_size // self.stride
 
     @property
     def feature_size(self) -> int:

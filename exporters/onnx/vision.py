@@ -1,8 +1,10 @@
 """The vision graph: `pixel_values` float32 `[B, 3, R, R]` to `image_features` float32 `[B, N, H]`.
 
 For an encoder of packed patches (Qwen2-VL): `pixel_values` `[P, V]` of one image, for any P, and `image_grid_thw` int64
-`[1, 3]` to `[1, N, H]`. For one that sees an image in P parts (LLaVA-Mini): `pixel_values` `[B, 3, P R, R]`. Where tokens
-are chosen by the question: with `text_embeds` `[1, P]`, as `edgevlm.question` makes it.
+`[1, 3]` to `[1, N, H]`. For one that sees an image in P parts (LLaVA-Mini): `pixel_values` `[B, 3, P R, R]`. Where
+tokens are chosen by the question: with `text_embeds` `[1, P]`, as `edgevlm.question` makes it. Where tokens are shared
+out among an image's tiles: `pixel_values` of all of them and `tile_boxes` float32 `[T, 4]` (`edgevlm.tile_tokens`) to
+`image_features` `[T, K, H]` and `token_places` int64 `[T * K]` (`edgevlm.runtimes.base`).
 
 Traced by `torch.onnx.export` (dynamo), attention written as three products; then everything that differs between two
 runs or machines is removed (stack traces, scopes), and matrices and kernels move to a data file in the precision asked
@@ -33,6 +35,7 @@ from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.vision_ops import TRANSLATIONS
 from edgevlm.models.llava_mini_vision import CompressedVit
 from edgevlm.models.qwen2_vision import Qwen2Vision
+from edgevlm.models.tiled import TiledVisionModel
 from edgevlm.models.vlm import VisionModel
 from edgevlm.quant.schemes import Precision, store, vision_scheme
 from edgevlm.quant.tensor import QuantizedTensor
@@ -86,7 +89,12 @@ def trace_vision(vision: VisionModel, resolution: int) -> ir.Model:
     if vision.patches is not None:
         inputs = (*inputs, torch.zeros(1, vision.patches.projection.out_features))
         shapes, names, module = (*shapes, {}), ["pixel_values", "text_embeds"], _Guided(vision)
-    return trace(module, inputs, shapes, names, ["image_features"], "vision_encoder")
+    outputs = ["image_features"]
+    if isinstance(vision, TiledVisionModel):
+        inputs = torch.zeros(3, 3, resolution, resolution), torch.zeros(3, 4)
+        shapes, names = ({0: "tiles"}, {0: "tiles"}), ["pixel_values", "tile_boxes"]
+        outputs = ["image_features", "token_places"]
+    return trace(module, inputs, shapes, names, outputs, "vision_encoder")
 
 
 class _Guided(nn.Module):

@@ -19,6 +19,7 @@ from edgevlm.pruning.tokens.divprune import DivPrune
 from edgevlm.pruning.tokens.fastervlm import FasterVlm
 from edgevlm.pruning.tokens.fastv import FastV
 from edgevlm.pruning.tokens.fopru import FoPru
+from edgevlm.pruning.tokens.globalcom2 import GlobalCom2
 from edgevlm.pruning.tokens.gprune import GPrune
 from edgevlm.pruning.tokens.gsearch import GSearch
 from edgevlm.pruning.tokens.hired import HiRed
@@ -39,7 +40,7 @@ REDUCERS: dict[str, type[Method[Any]]] = {
     reducer.name: reducer
     for reducer in (
         *(Resolution, Uniform, RandomTokens, Pool),
-        *(FasterVlm, VtcCls, ClsSimilarity, FoPru, HiRed, Attention),
+        *(FasterVlm, VtcCls, ClsSimilarity, FoPru, HiRed, GlobalCom2, Attention),
         *(DivPrune, GPrune),
         *(VisionZip, PruMerge, ToMe, AimMerge, Cluster),
         *(FastV, PyramidDrop, Dart),

@@ -1,35 +1,55 @@
-"""HiRED (arXiv 2408.10945), for models that see an image as one square."""
+"""HiRED (arXiv 2408.10945): the tokens that the class token looks at, more of them in tiles that show more."""
 
 from __future__ import annotations
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
 from edgevlm.models.taps import Taps
-from edgevlm.pruning.tokens.attention_scores import class_attention, per_token
-from edgevlm.pruning.tokens.reducer import Options, Selector
-from edgevlm.pruning.tokens.selecting import top
-from edgevlm.spec import ModelSpec
+from edgevlm.pruning.tokens.attention_scores import attention_layers, class_attention, per_token
+from edgevlm.pruning.tokens.reducer import Options, Ranking
+from edgevlm.pruning.tokens.selecting import one_hot, ranked
+from edgevlm.pruning.tokens.tile_budgets import Tiles
+from edgevlm.spec import VisionSpec
 
 
-class HiRed(Selector[Options]):
-    """s = sum over heads of the class token's attention in the last layer; the K highest.
+class HiRedOptions(Options):
+    """Options of `hired`."""
 
-    The published method also shares out the tokens among tiles. Of one square it is FasterVLM's choice.
+    #: The share of an image's tokens that the view of the whole gets, where there are other tiles.
+    alpha: float = Field(default=0.5, gt=0, lt=1)
+
+
+class HiRed(Ranking[HiRedOptions]):
+    """s = sum over heads of the class token's attention in the last layer; the highest of each tile.
+
+    The view of the whole image gets `alpha` of the tokens. The other tiles share the rest by how many of that view's
+    N (1 - alpha) tokens with the highest such sum in the first layer lie in them. Of one square it is FasterVLM's
+    choice.
     """
 
     name = "hired"
-    summary = "highest class-token attention, summed over heads; one square only"
+    summary = "highest class-token attention, shared out among tiles by that of the whole image"
     source = "HiRED (arXiv 2408.10945)"
-    uses_cls = uses_attention = True
-    layers = (-1,)
+    uses_cls = uses_attention = shares_tiles = True
+    Options = HiRedOptions
 
-    @classmethod
-    def refuses(cls, spec: ModelSpec, keep: int, options: Options) -> str | None:  # noqa: ARG003
-        """Tiles, each of which would have a K of its own."""
-        if spec.preprocess.tiles is not None:
-            return "hired gives each tile another number of tokens, and the graph has one; use fastervlm"
-        return None
+    def __init__(self, vision: VisionSpec, keep: int, options: HiRedOptions) -> None:
+        super().__init__(vision, keep, options)
+        self.layers = (-attention_layers(vision), -1)
 
-    def select(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
-        """Indexes `[B, K]`."""
-        return top(per_token(class_attention(taps.found[-1]).sum(dim=1), self.vision), self.keep)
+    def scores(self, x: Tensor, taps: Taps) -> Tensor:  # noqa: ARG002
+        """Scores `[B, N]`."""
+        return self._sums(taps, -1)
+
+    def weights(self, taps: Taps, tiles: Tiles) -> Tensor:
+        """Weights `[T]`."""
+        seen = tiles.of_whole(self._sums(taps, self.layers[0]))
+        tokens, alpha = seen.shape[1], self.options.alpha
+        marked = one_hot(ranked(seen)[:, : max(int(tokens * (1 - alpha)), 1)], tokens).sum(dim=1)
+        content = tiles.sums(marked)
+        return torch.where(tiles.whole, alpha, (1 - alpha) * content / content.sum().clamp(min=1))
+
+    def _sums(self, taps: Taps, layer: int) -> Tensor:
+        return per_token(class_attention(taps.found[layer]).sum(dim=1), self.vision)

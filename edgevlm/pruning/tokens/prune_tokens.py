@@ -18,7 +18,7 @@ from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.pruning.tokens import CHOOSERS, REDUCERS
 from edgevlm.pruning.tokens.attention_scores import has_class_token
 from edgevlm.pruning.tokens.chooser import Choice, Chooser
-from edgevlm.pruning.tokens.reducer import Method, Options
+from edgevlm.pruning.tokens.reducer import Method, Options, Ranking
 from edgevlm.pruning.weights.rebuild import with_note
 from edgevlm.recipe import PassEntry
 from edgevlm.spec import LdpSpec, ModelSpec, QFormerSpec, RowsLayout, VitSpec
@@ -156,7 +156,7 @@ def _options(reducer: type[Method[Any]] | type[Chooser[Any]], given: dict[str, A
         ) from error
 
 
-def _common_refusal(spec: ModelSpec, *, inside_decoder: bool) -> str | None:
+def _common_refusal(spec: ModelSpec, *, inside_decoder: bool, ranks: bool = False) -> str | None:
     """Why a model can take no method of a kind."""
     vision = spec.vision
     encoder, projector = vision.encoder, vision.projector
@@ -170,10 +170,10 @@ def _common_refusal(spec: ModelSpec, *, inside_decoder: bool) -> str | None:
         return "its images keep their shape, so that the number of their tokens is not fixed"
     if spec.decoder.token_drop is not None:
         return f"{spec.decoder.token_drop.name} drops its image tokens already"
-    if isinstance(spec.prompt.image_layout, RowsLayout):
+    if isinstance(spec.prompt.image_layout, RowsLayout) and not ranks:
         if inside_decoder:
             return "it joins the tokens of all tiles to one map, so that the number of an image's tokens is not fixed"
-        return "it joins the tokens of all tiles to one map with an end to each row, for which every token is needed"
+        return "it joins the tokens of all tiles to one map; use a method that scores each token, as attention does"
     if isinstance(encoder, VitSpec) and encoder.keep_class_token:
         return "its class token stands among the image tokens"
     return None
@@ -182,7 +182,7 @@ def _common_refusal(spec: ModelSpec, *, inside_decoder: bool) -> str | None:
 def _refusal(reducer: type[Method[Any]], spec: ModelSpec, keep: int) -> str | None:
     """Why a model cannot take the method, as far as one reason serves several methods."""
     vision = spec.vision
-    common = _common_refusal(spec, inside_decoder=reducer.inside_decoder)
+    common = _common_refusal(spec, inside_decoder=reducer.inside_decoder, ranks=issubclass(reducer, Ranking))
     if common is not None:
         return common
     if keep > vision.image_tokens:

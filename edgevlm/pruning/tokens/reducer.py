@@ -12,13 +12,17 @@ import dataclasses
 from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from edgevlm.models.taps import Taps, TokenReducer
+from edgevlm.models.tiled import TiledVisionModel, TileReducer
 from edgevlm.models.vlm import VisionModel, VlmModel
 from edgevlm.pruning.tokens.selecting import take, top
-from edgevlm.spec import LdpSpec, ModelSpec, ReducerSpec, VisionSpec
+from edgevlm.pruning.tokens.tile_budgets import Tiles, budgets, packed
+from edgevlm.spec import LdpSpec, ModelSpec, ReducerSpec, RowsLayout, VisionSpec
+from edgevlm.tile_tokens import first_crop
 
 
 class Options(BaseModel):
@@ -41,6 +45,7 @@ class Method(ABC, Generic[OptionsT]):
         uses_attention: it reads queries or keys of the encoder.
         needs_text: it reads the prompt.
         inside_decoder: it reduces between two layers of the decoder.
+        shares_tiles: it sees all tiles of an image, and tells how many tokens each keeps.
         Options: what a user may set.
     """
 
@@ -51,6 +56,7 @@ class Method(ABC, Generic[OptionsT]):
     uses_attention: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
     inside_decoder: ClassVar[bool] = False
+    shares_tiles: ClassVar[bool] = False
     Options: ClassVar[type[Options]] = Options
 
     @classmethod
@@ -114,8 +120,15 @@ class Selector(Reducer[OptionsT]):
         return take(x, self.select(x, taps))
 
 
-class Ranking(Selector[OptionsT]):
-    """A selector that gives each token a score of its own and keeps the K highest."""
+class Ranking(Selector[OptionsT], TileReducer):
+    """A selector that gives each token a score of its own and keeps the K highest.
+
+    On the map of all tiles of an image (`RowsLayout`) each tile keeps K of the tokens that show some of the image; what
+    has fewer leaves the rest to the others. A method with `shares_tiles` gives each tile its own K, on any layout.
+    """
+
+    #: Whether the view of the whole image is the first of several tiles, not the last.
+    whole_first = True
 
     @abstractmethod
     def scores(self, x: Tensor, taps: Taps) -> Tensor:
@@ -124,3 +137,45 @@ class Ranking(Selector[OptionsT]):
     def select(self, x: Tensor, taps: Taps) -> Tensor:
         """Indexes `[B, K]`."""
         return top(self.scores(x, taps), self.keep)
+
+    def weights(self, taps: Taps, tiles: Tiles) -> Tensor:  # noqa: ARG002
+        """Weights `[T]`, none below 0, by which tiles share the tokens."""
+        return tiles.whole.float() * 0 + 1
+
+    def scores_among(self, x: Tensor, taps: Taps, tiles: Tiles) -> Tensor:  # noqa: ARG002
+        """Scores `[T, N]` by which a tile's tokens are chosen where it is one of several."""
+        return self.scores(x, taps)
+
+    def share(self, x: Tensor, taps: Taps, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of all tiles of an image `[T, N, C]` to `[T, K, C]`, packed, and their places `[T * K]`."""
+        tiles = Tiles(boxes, self.vision.grid_side, whole_first=self.whole_first)
+        scores = self.scores_among(x, taps, tiles)
+        scores = torch.where(tiles.shown, scores, torch.finfo(scores.dtype).min)
+        counts = budgets(self.weights(taps, tiles), tiles.shown.sum(dim=1), self.keep)
+        return packed(x, scores, counts, self.keep)
+
+    @classmethod
+    def sees_all_tiles(cls, spec: ModelSpec) -> bool:
+        """Whether the graph takes all tiles of an image at once."""
+        on_map = isinstance(spec.prompt.image_layout, RowsLayout)
+        return on_map or (cls.shares_tiles and spec.preprocess.tiles is not None)
+
+    @classmethod
+    def planned(cls, spec: ModelSpec, keep: int, options: OptionsT) -> ModelSpec:
+        """The spec of the model with the method."""
+        plan = super().planned(spec, keep, options)
+        assert plan.vision.reducer is not None
+        reducer = dataclasses.replace(plan.vision.reducer, shared=cls.sees_all_tiles(spec))
+        return dataclasses.replace(plan, vision=dataclasses.replace(plan.vision, reducer=reducer))
+
+    @classmethod
+    def reduced(cls, model: VlmModel, keep: int, options: OptionsT) -> VlmModel:
+        """The model with the method."""
+        made = super().reduced(model, keep, options)
+        if not cls.sees_all_tiles(model.spec):
+            return made
+        vision = made.vision
+        assert isinstance(vision.reducer, Ranking)
+        vision.reducer.whole_first = first_crop(model.spec) == 1
+        tiled = TiledVisionModel(vision.encoder, vision.projector, vision.shuffle, vision.reducer).eval()
+        return dataclasses.replace(made, vision=tiled)

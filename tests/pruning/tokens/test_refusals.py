@@ -63,9 +63,9 @@ JOINED = vision(WITH_CLASS, projector=LdpSpec(2, side=3), image_tokens=9)
         (WITH_CLASS, "visionzip", 4, {"contextual": 3}, "visionzip needs 5 tokens at least"),
         (WITH_CLASS, "prumerge", 1, {}, "prumerge keeps 2 to 36 tokens"),
         (WITH_CLASS, "vtc-cls", 4, {"start": 3}, "cannot start at layer 3 of 3"),
-        (TILED, "hired", 4, {}, "hired gives each tile another number of tokens"),
         (TILED, "resolution", 4, {}, "cuts images into tiles"),
-        (MAP, "divprune", 4, {}, "for which every token is needed"),
+        (MAP, "divprune", 4, {}, "joins the tokens of all tiles to one map; use a method that scores each token"),
+        (TILED, "hired", 37, {}, "37 tokens cannot be kept of 36"),
         (FREE, "divprune", 4, {}, "their shape"),
         (QUERIES, "divprune", 4, {}, "Q-Former makes 32 tokens of an image already, so nothing would be gained"),
         (dataclasses.replace(TINY, fusion=FusionSpec(2, 1)), "divprune", 4, {}, "leaves 1 token of an image already"),
@@ -85,6 +85,23 @@ def test_what_can_be_pruned_is(spec: ModelSpec, method: str) -> None:
     assert planned(spec, (method, 4, {})).vision.image_tokens == 4
 
 
+@pytest.mark.parametrize(
+    ("spec", "method", "shared"),
+    [
+        (WITH_CLASS, "hired", False),
+        (TILED, "hired", True),
+        (TILED, "globalcom2", True),
+        (TILED, "fastervlm", False),
+        (MAP, "globalcom2", True),
+        (MAP, "fastervlm", True),
+    ],
+)
+def test_the_spec_says_whether_tiles_share_the_tokens(spec: ModelSpec, method: str, shared: bool) -> None:
+    reducer = planned(spec, (method, 4, {})).vision.reducer
+    assert reducer is not None
+    assert (reducer.keep, reducer.shared) == (4, shared)
+
+
 def test_tokens_are_pruned_once() -> None:
     with pytest.raises(UnsupportedError, match="prune_tokens stands twice"):
         planned(TINY, ("uniform", 8, {}), ("pool", 4, {}))
@@ -100,6 +117,8 @@ def test_tokens_are_pruned_once() -> None:
         ("zzz", {}, "no token reducer 'zzz'", "edgevlm pruners lists all"),
         ("divprune", {"compare": "pixels"}, "divprune option 'compare'", "options of divprune: compare"),
         ("uniform", {"step": 2}, "uniform option 'step'", "options of uniform: none"),
+        ("hired", {"alpha": 1}, "hired option 'alpha'", "options of hired: alpha"),
+        ("globalcom2", {"temperature": 0}, "globalcom2 option 'temperature'", "options of globalcom2: temperature"),
         ("visionzip", {"contextual": 0}, "visionzip option 'contextual'", "options of visionzip: contextual"),
     ],
 )
