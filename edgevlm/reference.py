@@ -7,7 +7,7 @@ In: a `VlmModel` whose weights may be memory-mapped in bf16. Out: image features
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -72,9 +72,19 @@ def image_features(model: VlmModel, images: list[Float32]) -> list[Float32]:
 
 
 @torch.inference_mode()
-def encoded_images(model: VlmModel, images: list[PreparedImage]) -> list[Encoded]:
-    """Each image's features, with their places where the model shares tokens out among tiles."""
+def encoded_images(model: VlmModel, images: list[PreparedImage], questions: Sequence[str] = ()) -> list[Encoded]:
+    """Each image's features, with their places where the model shares tokens out among tiles.
+
+    `questions`, one an image, are for models whose image tokens depend on them.
+    """
     pixels = [normalise(image.tiles, model.spec.preprocess) for image in images]
+    if (side := model.text_side) is not None and model.spec.vision.text is not None:
+        vision, reader = _float_by_layers(model.vision), side.reader()
+        asked = [torch.from_numpy(reader.embed(question)) for question in questions]
+        inputs = [(torch.from_numpy(tiles), text) for tiles, text in zip(pixels, asked, strict=True)]
+        return [
+            Encoded(torch.cat([vision(tile[None], text=text) for tile in tiles]).numpy()) for tiles, text in inputs
+        ]
     if not shares_tiles(model.spec):
         return [Encoded(rows) for rows in image_features(model, pixels)]
     vision, boxes = _float_by_layers(model.vision), [tile_boxes(image, model.spec) for image in images]

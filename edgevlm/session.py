@@ -45,10 +45,11 @@ from edgevlm.generation import Generated, generate_tokens
 from edgevlm.imageio import ImageInput, load_image
 from edgevlm.preprocess import prepare
 from edgevlm.prompt import Message, PromptFormatter
+from edgevlm.question import QuestionReader
 from edgevlm.runtimes.base import DecoderEngine, EngineOptions, EngineStats, Float32, FusionEngine, VisionEngine
 from edgevlm.runtimes.checks import check_fits
 from edgevlm.runtimes.select import open_decoder, open_fusion, open_vision
-from edgevlm.seeing import ImageReader
+from edgevlm.seeing import ImageReader, open_questions
 from edgevlm.spec import ModelSpec
 from edgevlm.stream import Stream
 from edgevlm.tokenizer import Tokenizer
@@ -97,7 +98,10 @@ def load(
         fusion = open_fusion(bundle, options)
         if fusion is not None:
             opened.callback(fusion.close)
-        session = Session(bundle.spec, tokenizer, vision, decoder, load_newline(bundle), fusion)
+        questions = open_questions(bundle, options)
+        if questions is not None:
+            opened.callback(questions.close)
+        session = Session(bundle.spec, tokenizer, vision, decoder, load_newline(bundle), fusion, questions)
         opened.pop_all()
     return session
 
@@ -113,11 +117,12 @@ class Session:
         decoder: DecoderEngine,
         newline: Float32 | None = None,
         fusion: FusionEngine | None = None,
+        questions: QuestionReader | None = None,
     ) -> None:
         """Put a session together from its parts; `load` does it for a bundle.
 
         `newline` is the embedding that ends a row of image features, for models that have one; `fusion` is for models
-        with a `FusionSpec`.
+        with a `FusionSpec`, `questions` for those whose image tokens depend on the question (`VisionSpec.text`).
 
         Raises:
             BundleError: the chat template is not usable, or a newline is missing.
@@ -128,11 +133,12 @@ class Session:
         self._vision = vision
         self._decoder = decoder
         self._fusion = fusion
+        self._questions = questions
         self._fuser = None
         if spec.fusion is not None:
             assert fusion is not None, "a model with a fusion needs its engine"
             self._fuser = PromptFuser(spec.fusion, fusion, decoder)
-        self._reader = ImageReader(spec, tokenizer, vision, newline)
+        self._reader = ImageReader(spec, tokenizer, vision, newline, questions)
         self._context: list[Part] = []
         self._busy = threading.Lock()
         self._closed = False
@@ -194,6 +200,8 @@ class Session:
             self._decoder.close()
             if self._fusion is not None:
                 self._fusion.close()
+            if self._questions is not None:
+                self._questions.close()
 
     def __enter__(self) -> Session:
         return self
@@ -210,6 +218,7 @@ class Session:
         images: list[ImageInput],
         options: GenerationOptions,
         *,
+        question: str,
         video: bool = False,
     ) -> Generator[str, None, tuple[Answer, list[Part]]]:
         """Answer one turn: yield text pieces, return the answer and the context that the next turn continues.
@@ -219,6 +228,8 @@ class Session:
             tokenise: renders and tokenises what is new, with a placeholder for each of `images`, or one for a video.
             images: the new images, in order.
             options: how to generate.
+            question: what the user asks in this turn: image tokens that depend on a question depend on this one, in
+                later turns, too.
             video: the images are frames of one video.
 
         Raises:
@@ -243,7 +254,7 @@ class Session:
             known = bool(tiled)
             encoded = []
             for image in tiled:
-                pieces, was_cached = self._reader.read(image, reuse=options.reuse)
+                pieces, was_cached = self._reader.read(image, question, reuse=options.reuse)
                 encoded.append(pieces)
                 known = known and was_cached
             if video:
@@ -349,7 +360,7 @@ class Chat:
         messages = [*self._messages, Message("user", prompt, 1 if video else len(images))]
         render = self._session.formatter.follow_up if self._parts else self._session.formatter.start
         answer, parts = yield from self._session.run(
-            self._parts, lambda: render(messages), images, options, video=video
+            self._parts, lambda: render(messages), images, options, question=prompt, video=video
         )
         self._messages = [*messages, Message("assistant", answer.text)]
         self._parts = parts

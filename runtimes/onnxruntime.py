@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.errors import BundleError
+from edgevlm.errors import BundleError, EngineError
 from edgevlm.heap import huge_pages, trim_heap
 from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import Encoded, EngineOptions, EngineStats, Float32, Int32, Segment
@@ -30,7 +30,7 @@ from edgevlm.runtimes.checks import (
 )
 from edgevlm.runtimes.dropped import DroppedPlaces
 from edgevlm.runtimes.positions import RotaryPositions, flat
-from edgevlm.spec import ModelSpec, PatchesSpec
+from edgevlm.spec import ModelSpec, PatchesSpec, TextTowerSpec
 
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
@@ -83,6 +83,19 @@ class OnnxRuntimeVision:
             rows, places = self._session.run(["image_features", "token_places"], feed)
         return checked_tiles(rows, places, len(pixels), self._tokens, self._hidden, self._tile_tokens)
 
+    def encode_guided(self, pixels: Float32, text: Float32) -> Float32:
+        """Pixels `[B, 3, H, W]` and a question `[1, P]` to embeddings `[B, N, hidden]`, one image after the other.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+        """
+        features = []
+        with engine_errors("the vision graph failed"):
+            for image in pixels.astype(self._dtype, copy=False):
+                rows = self._session.run(None, {self._input.name: image[None], "text_embeds": text})[0]
+                features.append(checked_features(rows, 1, self._tokens, self._hidden))
+        return np.concatenate(features)
+
     def _encode_patches(self, pixels: Float32, spec: PatchesSpec) -> Float32:
         """Patches `[rows, columns, M, V]` to embeddings `[1, N, hidden]`."""
         patches, grid = graph_inputs(pixels, spec)
@@ -94,6 +107,36 @@ class OnnxRuntimeVision:
     def stats(self) -> EngineStats:
         """Name, version and settings."""
         return _stats(self._threads)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+        trim_heap()
+
+
+class OnnxRuntimeText:
+    """Texts to vectors through `text_model.onnx`."""
+
+    def __init__(self, path: Path, spec: TextTowerSpec, options: EngineOptions) -> None:
+        """Load the graph.
+
+        Raises:
+            EngineError: ONNX Runtime refuses the graph.
+        """
+        self._session = _open_session(path, thread_count(options.threads), {"session.force_spinning_stop": "1"})
+        self._size = spec.projection_size
+
+    def encode(self, ids: Int32) -> Float32:
+        """Ids `[L]` to a vector `[P]`.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+        """
+        with engine_errors("the text graph failed"):
+            rows = self._session.run(None, {"input_ids": ids.astype(np.int64)[None]})[0]
+        if rows.shape != (1, self._size) or not np.isfinite(rows).all():
+            raise EngineError(f"the text engine returned {rows.shape}, or values that are not finite", "text", HINT)
+        return np.asarray(rows[0], np.float32)
 
     def close(self) -> None:
         """Free the session."""

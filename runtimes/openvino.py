@@ -51,7 +51,7 @@ class OpenVinoVision:
             model = core.read_model(path)
             if self._patches is None:
                 if not shared:
-                    model.reshape([1, *spec.vision.input_shape])
+                    model.reshape({0: [1, *spec.vision.input_shape]})
                 declared = [size.get_length() if size.is_static else None for size in model.output(0).partial_shape]
                 check_declared(declared, self._tokens, self._hidden, str(path))
             self._input_dtype = model.input(0).element_type.to_dtype()
@@ -87,6 +87,19 @@ class OpenVinoVision:
             results = self._request.infer([pixels.astype(self._input_dtype, copy=False), boxes])
             rows, places = np.array(results["image_features"]), np.array(results["token_places"])
         return checked_tiles(rows, places, len(pixels), self._tokens, self._hidden, self._tile_tokens)
+
+    def encode_guided(self, pixels: Float32, text: Float32) -> Float32:
+        """Pixels `[B, 3, H, W]` and a question `[1, P]` to embeddings `[B, N, hidden]`, one image after the other.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+        """
+        features = []
+        with engine_errors("OpenVINO failed"):
+            for image in pixels.astype(self._input_dtype, copy=False):
+                results = self._request.infer([image[None], text])
+                features.append(checked_features(np.array(results[0]), 1, self._tokens, self._hidden))
+        return np.concatenate(features)
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""

@@ -22,7 +22,7 @@ from edgevlm.bundle import Bundle, open_bundle
 from edgevlm.child import run_child
 from edgevlm.errors import EdgeVLMError, EngineError, InputError
 from edgevlm.runtimes import memory
-from edgevlm.runtimes.base import DecoderEngine, EngineOptions, FusionEngine, VisionEngine
+from edgevlm.runtimes.base import DecoderEngine, EngineOptions, FusionEngine, TextEngine, VisionEngine
 from edgevlm.runtimes.checks import thread_count
 from edgevlm.spec import ModelSpec
 
@@ -78,6 +78,25 @@ def open_vision(bundle: Bundle, name: str, options: EngineOptions) -> VisionEngi
     from edgevlm.runtimes.onnxruntime import OnnxRuntimeVision
 
     return OnnxRuntimeVision(path, bundle.spec, options)
+
+
+def open_text(bundle: Bundle, options: EngineOptions) -> TextEngine | None:
+    """Load the text engine; None for a bundle whose image tokens do not depend on the question.
+
+    Raises:
+        BundleError: the bundle lacks its text graph.
+        InputError: ONNX Runtime, which runs it whatever the other engines, is not installed.
+        EngineError: it cannot load the graph.
+    """
+    spec = bundle.spec.vision.text
+    if spec is None:
+        return None
+    path = bundle.artifact("text", ".onnx")
+    if not _ONNXRUNTIME.installed:
+        raise InputError("the bundle's text tower needs ONNX Runtime", str(path), "pip install 'edgevlm[onnx]'")
+    from edgevlm.runtimes.onnxruntime import OnnxRuntimeText
+
+    return OnnxRuntimeText(path, spec, options)
 
 
 def open_fusion(bundle: Bundle, options: EngineOptions) -> FusionEngine | None:
@@ -198,12 +217,15 @@ def measure_vision(send: Callable[[Any], None], bundle: str, name: str, threads:
 
     Says when it has loaded and run, so that slow is not taken for hung.
     """
+    from edgevlm.question import GuidedVision
     from edgevlm.tile_tokens import WHOLE, encode_pixels, shares_tiles  # which imports this package
 
     opened = open_bundle(Path(bundle))
     pixels = np.random.default_rng(0).random(_input_shape(opened.spec), dtype=np.float32)
     boxes = WHOLE if shares_tiles(opened.spec) else None
     engine = open_vision(opened, name, EngineOptions(threads=threads))
+    if (text := opened.spec.vision.text) is not None:
+        engine = GuidedVision(engine, np.full((1, text.projection_size), text.projection_size**-0.5, np.float32))
     send("loaded")
     embeddings = encode_pixels(engine, pixels, boxes).rows
     send("warm")

@@ -54,6 +54,14 @@ class TorchVision:
             rows, places = self._vision(torch.from_numpy(pixels), torch.from_numpy(boxes))
         return checked_tiles(rows.numpy(), places.numpy(), len(pixels), self._tokens, self._hidden, self._tile_tokens)
 
+    def encode_guided(self, pixels: Float32, text: Float32) -> Float32:
+        """Pixels `[B, 3, H, W]` and a question `[1, P]` to embeddings `[B, N, hidden]`."""
+        import torch
+
+        with torch.inference_mode():
+            features = self._vision(torch.from_numpy(pixels), text=torch.from_numpy(text)).numpy()
+        return checked_features(features, len(pixels), self._tokens, self._hidden)
+
     def stats(self) -> EngineStats:
         """Name, version and settings."""
         return _stats()

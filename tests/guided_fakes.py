@@ -39,7 +39,8 @@ class FakeGuided(FakeVision):
 
     def encode_guided(self, pixels: Float32, text: Float32) -> Float32:
         self.asked.append(text)
-        return self.encode(pixels) + text.sum()
+        shifted: Float32 = self.encode(pixels) + text.sum()
+        return shifted
 
 
 def guided_session(folder: Path) -> tuple[Session, FakeGuided, FakeText, FakeDecoder]:

@@ -119,7 +119,7 @@ class _Embedder:
         self._formatter = PromptFormatter(model.spec.prompt, self._tokenizer)
         newline = None if model.image_newline is None else model.image_newline.float().numpy()
         self._assembler = ImageAssembler(model.spec, self._tokenizer, newline)
-        self._key = b""
+        self._key = b"", ""
         self._seen = Encoded(np.empty(0, np.float32))
 
     def pieces(self, sample: Sample) -> tuple[list[_Part], list[int]]:
@@ -129,9 +129,10 @@ class _Embedder:
         ids = self._formatter.start([*system, Message("user", sample.prompt, images=1)])
         image = prepare(load_image(sample.image), spec.preprocess)
         # Neighbours often ask about the same image; the vision tower is most of the work.
-        if image.key != self._key:
-            (self._seen,) = reference.encoded_images(self._model, [image])
-            self._key = image.key
+        key = image.key, sample.prompt if spec.vision.text is not None else ""
+        if key != self._key:
+            (self._seen,) = reference.encoded_images(self._model, [image], [sample.prompt])
+            self._key = key
         return self._spliced(ids, image), self._answer(sample.answer)
 
     def _spliced(self, ids: list[int], image: PreparedImage) -> list[_Part]:

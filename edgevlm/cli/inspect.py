@@ -44,6 +44,8 @@ def _print_model(bundle: Bundle) -> None:
         options = "".join(f", {name} {value}" for name, value in vision.reducer.options)
         among = " of a tile on average" if vision.reducer.shared else ""
         size += f" ({vision.reducer.name} keeps {vision.reducer.keep}{among}{options})"
+    if (text := vision.text) is not None:
+        size += f", chosen by the question: text tower of {text.num_hidden_layers} layers of {text.hidden_size}"
     heads = f"{decoder.num_attention_heads} heads ({decoder.num_key_value_heads} key/value)"
     rows = [
         ["model", f"{manifest.name} ({spec.family})"],

@@ -1,6 +1,7 @@
 """Run an exported bundle on fixed inputs, in a process of its own, for verification.
 
-In: a bundle and a folder with `inputs.npz`: images as uint8 `[H, W, 3]`, the original's features of their tiles
+In: a bundle and a folder with `inputs.npz`: images as uint8 `[H, W, 3]` (and the question that each is asked, where
+image tokens are chosen by it), the original's features of their tiles
 `[T, N, hidden]` (and the places of those that are shared out among tiles), prompts as token ids in which
 `IMAGE_PLACEHOLDER` stands for the image, and, for models with a fusion, the original's fused prompts `[L, hidden]`.
 Out, in that folder: `outputs.npz` with the bundle's own features, its fused prompts made of the original's features,
@@ -26,9 +27,11 @@ from edgevlm.feature_rows import load_newline
 from edgevlm.fusing import PromptFuser
 from edgevlm.imageio import load_image
 from edgevlm.preprocess import prepare
+from edgevlm.question import GuidedVision
 from edgevlm.runtimes import open_decoder, open_fusion, open_vision
 from edgevlm.runtimes.base import DecoderEngine, Encoded, EngineOptions, Segment
 from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder
+from edgevlm.seeing import open_questions
 from edgevlm.tile_tokens import encode_image
 from edgevlm.tokenizer import Tokenizer
 
@@ -67,6 +70,7 @@ def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) 
         images = [prepare(load_image(inputs[f"image{index}"]), opened.spec.preprocess) for index in range(count)]
         reference = [read_encoded(inputs, index) for index in range(count)]
         prompts = [inputs[f"prompt{index}"].tolist() for index in range(asked)]
+        questions = [str(inputs.get(f"question{index}", "")) for index in range(count)]
         fused = {index: inputs[f"fused{index}"] for index in range(asked) if opened.spec.fusion is not None}
     tokenizer = Tokenizer(opened.artifact("tokenizer", "tokenizer.json"))
     assembler = ImageAssembler(opened.spec, tokenizer, load_newline(opened))
@@ -75,7 +79,12 @@ def measure(send: Callable[[Any], None], bundle: str, folder: str, tokens: int) 
     weights = sum(entry.bytes for entry in opened.manifest.artifacts if entry.role == "vision")
     thrifty = replace(options, low_memory=weights > _LARGE)
     vision = open_vision(opened, "onnxruntime", thrifty)
-    features = [encode_image(vision, image, opened.spec) for image in images]
+    reader, features = open_questions(opened, options), []
+    for picture, question in zip(images, questions, strict=True):
+        engine = vision if reader is None else GuidedVision(vision, reader.embed(question))
+        features.append(encode_image(engine, picture, opened.spec))
+    if reader is not None:
+        reader.close()
     names = {"vision": vision.stats().name}
     vision.close()
     decoder = open_decoder(opened, "auto", options)

@@ -3,7 +3,8 @@
 In: the original `VlmModel`, the bundle's folder, and thresholds. Out: one `ParityResult` a metric. The inputs are
 fixed: two generated images and four questions about each. Metrics:
 
-- vision, cosine: of the image features, the smaller of the two images;
+- vision, cosine: of the image features, the smaller of the two images, or the smallest of the eight questions where
+  image tokens are chosen by them;
 - vision, kept tokens, where tokens are pruned: the share of the original's that the bundle kept too, whose cosine is
   then that above;
 - fusion, cosine, for models that have one: of the fused prompts, with the original's image features, the smallest of
@@ -105,10 +106,15 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
     Raises:
         EngineError: the bundle's engines failed.
     """
-    pictures, prompts = _fixed_inputs(model)
+    pictures, prompts, questions = _fixed_inputs(model)
+    if model.spec.vision.text is None:
+        questions = []
+    else:
+        # Each question sees the picture in its own way.
+        pictures = [pictures[index * len(pictures) // len(prompts)] for index in range(len(prompts))]
     images = [prepare(load_image(picture), model.spec.preprocess) for picture in pictures]
     progress(0, 3, "verify: the original's vision")
-    encoded = reference.encoded_images(model, images)
+    encoded = reference.encoded_images(model, images, questions)
     features = [image.rows for image in encoded]
     with tempfile.TemporaryDirectory(prefix="edgevlm-verify-") as name:
         folder = Path(name)
@@ -116,6 +122,7 @@ def verify(model: VlmModel, bundle: Path, limits: Thresholds, progress: Progress
         arrays |= {f"image{index}": picture for index, picture in enumerate(pictures)}
         arrays |= as_arrays(encoded)
         arrays |= {f"prompt{index}": np.array(prompt) for index, prompt in enumerate(prompts)}
+        arrays |= {f"question{index}": np.array(question) for index, question in enumerate(questions)}
         fused = _fused_prompts(model, features, prompts)
         arrays |= {f"fused{index}": rows for index, rows in enumerate(fused)}
         np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
@@ -207,8 +214,8 @@ def require(results: list[ParityResult], where: str) -> None:
         )
 
 
-def _fixed_inputs(model: VlmModel) -> tuple[list[Picture], list[list[int]]]:
-    """Two pictures and eight prompts as ids; the first four belong to the first picture."""
+def _fixed_inputs(model: VlmModel) -> tuple[list[Picture], list[list[int]], list[str]]:
+    """Two pictures, eight prompts as ids and their questions; the first four belong to the first picture."""
     spec = model.spec
     formatter = PromptFormatter(spec.prompt, Tokenizer(model.tokenizer_files["tokenizer.json"]))
     by_image: dict[str, list[tuple[Picture, str]]] = {}
@@ -216,12 +223,9 @@ def _fixed_inputs(model: VlmModel) -> tuple[list[Picture], list[list[int]]]:
         by_image.setdefault(item.image_id, []).append((item.image, item.question))
     full = [items for items in by_image.values() if len(items) >= PROMPTS // IMAGES][:IMAGES]
     system = formatter.system_messages(None)
-    prompts = [
-        formatter.start([*system, Message("user", question, images=1)])
-        for items in full
-        for _, question in items[: PROMPTS // IMAGES]
-    ]
-    return [items[0][0] for items in full], prompts
+    questions = [question for items in full for _, question in items[: PROMPTS // IMAGES]]
+    prompts = [formatter.start([*system, Message("user", question, images=1)]) for question in questions]
+    return [items[0][0] for items in full], prompts, questions
 
 
 def _image_parts(model: VlmModel, images: list[PreparedImage], features: list[Encoded]) -> list[list[Part]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgevlm.pruning.tokens.aim_merge import AimMerge
 from edgevlm.pruning.tokens.attention import Attention
+from edgevlm.pruning.tokens.cdpruner import CdPruner
 from edgevlm.pruning.tokens.chooser import Chooser
 from edgevlm.pruning.tokens.cls_similarity import ClsSimilarity
 from edgevlm.pruning.tokens.cluster import Cluster
@@ -27,6 +28,7 @@ from edgevlm.pruning.tokens.pool import Pool
 from edgevlm.pruning.tokens.prumerge import PruMerge
 from edgevlm.pruning.tokens.pyramiddrop import PyramidDrop
 from edgevlm.pruning.tokens.random_tokens import RandomTokens
+from edgevlm.pruning.tokens.recoverable import Recoverable
 from edgevlm.pruning.tokens.reducer import Method
 from edgevlm.pruning.tokens.resolution import Resolution
 from edgevlm.pruning.tokens.sms import Sms
@@ -35,7 +37,7 @@ from edgevlm.pruning.tokens.uniform import Uniform
 from edgevlm.pruning.tokens.visionzip import VisionZip
 from edgevlm.pruning.tokens.vtc_cls import VtcCls
 
-#: In the order in which they are listed: baselines, by attention, by likeness, merging, inside the decoder.
+#: As they are listed: baselines, by attention, by likeness, merging, by the question, inside the decoder.
 REDUCERS: dict[str, type[Method[Any]]] = {
     reducer.name: reducer
     for reducer in (
@@ -43,6 +45,7 @@ REDUCERS: dict[str, type[Method[Any]]] = {
         *(FasterVlm, VtcCls, ClsSimilarity, FoPru, HiRed, GlobalCom2, Attention),
         *(DivPrune, GPrune),
         *(VisionZip, PruMerge, ToMe, AimMerge, Cluster),
+        *(CdPruner, Recoverable),
         *(FastV, PyramidDrop, Dart),
     )
 }

@@ -95,15 +95,22 @@ class Reducer(Method[OptionsT], TokenReducer):
     def planned(cls, spec: ModelSpec, keep: int, options: OptionsT) -> ModelSpec:
         """The spec of the model with the method."""
         pairs = tuple((name, str(value)) for name, value in options.model_dump().items() if value is not None)
-        vision = dataclasses.replace(spec.vision, image_tokens=keep, reducer=ReducerSpec(cls.name, keep, pairs))
+        text = spec.text_tower if cls.needs_text else None
+        reducer = ReducerSpec(cls.name, keep, pairs, text=text)
+        vision = dataclasses.replace(spec.vision, image_tokens=keep, reducer=reducer)
         return dataclasses.replace(spec, vision=vision)
 
     @classmethod
     def reduced(cls, model: VlmModel, keep: int, options: OptionsT) -> VlmModel:
         """The model with the method."""
         reducer, old = cls(model.spec.vision, keep, options), model.vision
-        vision = VisionModel(old.encoder, old.projector, old.shuffle, reducer).eval()
-        return dataclasses.replace(model, spec=cls.planned(model.spec, keep, options), vision=vision)
+        side = model.text_side if cls.needs_text else None
+        patches, read = (None, ()) if side is None else (side.patches, side.sources)
+        vision = VisionModel(old.encoder, old.projector, old.shuffle, reducer, patches).eval()
+        sources = (*model.sources, *(path for path in read if path not in model.sources))
+        return dataclasses.replace(
+            model, spec=cls.planned(model.spec, keep, options), vision=vision, sources=sources
+        )
 
 
 class Selector(Reducer[OptionsT]):

@@ -23,7 +23,11 @@ from edgevlm.spec import VisionSpec
 from edgevlm.zoo.scenes import scenes
 
 IMAGES, KEEP = 64, 9
-EVERY = [name for name, cls in REDUCERS.items() if name != "resolution" and not cls.inside_decoder]
+EVERY = [
+    name
+    for name, cls in REDUCERS.items()
+    if name != "resolution" and not cls.inside_decoder and not cls.needs_text
+]
 #: Those that read another encoder otherwise than CLIP.
 WITHOUT_CLASS = ["attention", "visionzip"]
 
