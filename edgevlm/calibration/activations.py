@@ -20,7 +20,7 @@ from edgevlm import reference
 from edgevlm.assembly import ImageAssembler, Piece
 from edgevlm.calibration import Calibration, Sample
 from edgevlm.calibration.scratch import Scratch
-from edgevlm.errors import InputError
+from edgevlm.errors import BundleError, InputError
 from edgevlm.imageio import load_image
 from edgevlm.models.decoder import KeyValue, rotary_for
 from edgevlm.models.vlm import VlmModel
@@ -119,6 +119,7 @@ class _Embedder:
         self._formatter = PromptFormatter(model.spec.prompt, self._tokenizer)
         newline = None if model.image_newline is None else model.image_newline.float().numpy()
         self._assembler = ImageAssembler(model.spec, self._tokenizer, newline)
+        self._end = _end_of_answers(self._formatter, model.spec.prompt.stop_token_ids)
         self._key = b"", ""
         self._seen = Encoded(np.empty(0, np.float32))
 
@@ -150,7 +151,16 @@ class _Embedder:
 
     def _answer(self, answer: str) -> list[int]:
         ids = self._tokenizer.encode_plain(answer)[:_ANSWER_TOKENS] if answer else []
-        return [*ids, *self._model.spec.prompt.stop_token_ids[:1]] if ids else []
+        return [*ids, *self._end] if ids else []
+
+
+def _end_of_answers(formatter: PromptFormatter, stops: tuple[int, ...]) -> list[int]:
+    """The stop token that the chat template writes behind an answer; where it writes none, the first there is."""
+    try:
+        behind = formatter.follow_up([Message("user", "Why?"), Message("assistant", "So."), Message("user", "Why?")])
+    except BundleError:
+        behind = []
+    return [token for token in behind if token in stops][:1] or list(stops[:1])
 
 
 def embed(model: VlmModel, calibration: Calibration, scratch: Scratch, progress: Report) -> Activations:

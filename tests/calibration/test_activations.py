@@ -13,11 +13,12 @@ from edgevlm.calibration import Calibration, Sample
 from edgevlm.calibration.activations import IGNORE, Activations, embed
 from edgevlm.calibration.layers import walk
 from edgevlm.calibration.scratch import Scratch
+from edgevlm.calibration.sources import open_calibration
 from edgevlm.context import Frames, Part, image_parts, segments, splice
 from edgevlm.errors import InputError
 from edgevlm.fusing import PromptFuser
 from edgevlm.imageio import load_image
-from edgevlm.models import VlmModel, load
+from edgevlm.models import VlmModel, load, resolve
 from edgevlm.preprocess import normalise, prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.runtimes.base import EngineOptions
@@ -77,8 +78,9 @@ def test_the_decoder_sees_what_a_session_would_feed_it(name: str, model_of: Call
         features = TorchVision(model).encode(normalise(image.tiles, model.spec.preprocess))
         ids = formatter.start([*formatter.system_messages(None), Message("user", sample.prompt, images=1)])
         said = tokenizer.encode(sample.answer) if sample.answer else []
-        expected = [*said, *model.spec.prompt.stop_token_ids[:1]] if said else []
-        assert sequence.labels[sequence.labels != IGNORE].tolist() == expected
+        *answered, end = sequence.labels[sequence.labels != IGNORE].tolist() if said else [*said, None]
+        assert answered == said
+        assert end is None or end in model.spec.prompt.stop_token_ids
         parts: list[Part]
         if model.spec.fusion is None:
             parts = splice(ids, [image_parts(assembler.pieces(features, image), image.key)])
@@ -93,6 +95,16 @@ def test_the_decoder_sees_what_a_session_would_feed_it(name: str, model_of: Call
         last = decoder.prefill(segments([*parts, *said]))
         assert int(sequence.is_image.sum()) == images
         np.testing.assert_allclose(logits[-1].numpy(), last, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_an_answer_ends_as_the_model_ends_it() -> None:
+    """Chat templates close a turn with one of several stop tokens; a trained model says which."""
+    model = load(resolve("zoo:nano-fastvlm"))
+    assert len(model.spec.prompt.stop_token_ids) > 1
+    activations = embed(model, open_calibration("scenes", 6), Scratch(1 << 30), silent)
+    ends = [int(sequence.labels[-1]) for sequence in activations.sequences]
+    assert [int(logits[-1].argmax()) for logits in walked(model, activations)] == ends
 
 
 def test_nothing_to_calibrate_with_is_an_error(model_of: Callable[[str], VlmModel]) -> None:
