@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from measure_weight_pruning import passes_of
 
-from edgevlm.bench.suite.int4_decoder import write_int4
 from edgevlm.calibration.sources import open_calibration
-from edgevlm.exporters import gguf
+from edgevlm.exporters import gguf, onnx
+from edgevlm.exporters.onnx import layout
 from edgevlm.models import VlmModel, load, resolve
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes
 from edgevlm.recipe import Recipe
@@ -44,20 +44,16 @@ def pruned(model: str, row: str, samples: int) -> VlmModel:
 
 
 def engines(model: VlmModel, folder: Path) -> Iterator[tuple[str, DecoderEngine, int]]:
-    """The decoder in four bits in each format, and the bytes of its files."""
-    onnx, packed = folder / "onnx", folder / "gguf"
-    for each in (onnx, packed):
-        each.mkdir(parents=True)
-    write_int4(model.decoder, onnx)
-    yield "ONNX int4", OnnxRuntimeDecoder(onnx / "decoder", onnx / "embed", model.spec, OPTIONS), size(onnx)
-    (artifact,) = gguf.export(model, packed, gguf_type="q4_0", progress=lambda *_: None)
-    engine = LlamaCppDecoder(packed / artifact.path, model.spec.decoder, OPTIONS)
-    yield "GGUF Q4_0", engine, (packed / artifact.path).stat().st_size
-
-
-def size(folder: Path) -> int:
-    """Bytes of its files."""
-    return sum(path.stat().st_size for path in folder.iterdir())
+    """The decoder in four bits in each format, and the bytes of its files, embedding included."""
+    folder.mkdir()
+    onnx.export(model, folder, precision="int4", vision_precision="fp16", progress=lambda *_: None)
+    parts = [layout.graph_file(name, "int4") for name in (layout.DECODER, layout.EMBEDDING)]
+    paths = [folder / layout.FOLDER / part for part in parts]
+    count = sum(file.stat().st_size for path in paths for file in path.parent.glob(f"{path.name}*"))
+    yield "ONNX int4", OnnxRuntimeDecoder(*paths, model.spec, OPTIONS), count
+    (artifact,) = gguf.export(model, folder, gguf_type="q4_0", progress=lambda *_: None)
+    path = folder / artifact.path
+    yield "GGUF Q4_0", LlamaCppDecoder(path, model.spec.decoder, OPTIONS), path.stat().st_size
 
 
 def times(engine: DecoderEngine) -> tuple[float, float]:
