@@ -89,7 +89,8 @@ class PruneTokens(Pass[PruneTokensConfig]):
         """Why this model cannot take the pass, or None."""
         if self._chooser is None:
             return self._method(spec).applies_to(spec)
-        alone = _common_refusal(spec, inside_decoder=self._chooser.inside_decoder)
+        inside = self._chooser.inside_decoder
+        alone = _common_refusal(spec, inside_decoder=inside, ranks=not inside)
         return alone or self._chooser.refuses(spec, self._options) or self._method(spec).applies_to(spec)
 
     def planned(self, spec: ModelSpec) -> ModelSpec:
