@@ -81,14 +81,14 @@ class _Choose(torch.nn.Module):
     """Cosine distances `[1, N, N]` to indexes."""
 
     def forward(self, distances: torch.Tensor) -> torch.Tensor:
-        return farthest_points(distances, KEEP)
+        return farthest_points(distances, KEEP)  # type: ignore[no-any-return]
 
 
 class _Compare(torch.nn.Module):
     """Tokens `[1, N, C]` to indexes."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return farthest_points((1 - products(unit(x))).clamp(min=0), KEEP)
+        return farthest_points((1 - products(unit(x))).clamp(min=0), KEEP)  # type: ignore[no-any-return]
 
 
 @cache

@@ -22,7 +22,7 @@ from edgevlm.exporters import gguf
 from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.vision import export_vision
 from edgevlm.models import load
-from edgevlm.runtimes.base import DecoderEngine, EngineOptions, Segment
+from edgevlm.runtimes.base import DecoderEngine, EngineOptions, Segment, VisionEngine
 from edgevlm.runtimes.checks import thread_count
 from edgevlm.runtimes.llama_cpp import LlamaCppDecoder
 from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder, OnnxRuntimeVision
@@ -31,7 +31,10 @@ from edgevlm.runtimes.openvino import OpenVinoVision
 TOKENS, KEEP = 256, 64
 LEAST_PREFILL, LEAST_VISION = 2.5, 3.5
 ROUNDS = 7
-VISION_ENGINES = {"onnxruntime": OnnxRuntimeVision, "openvino": OpenVinoVision}
+VISION_ENGINES: dict[str, Callable[[Path, Any, EngineOptions], VisionEngine]] = {
+    "onnxruntime": OnnxRuntimeVision,
+    "openvino": OpenVinoVision,
+}
 
 
 def _prompt(tokens: int, hidden: int) -> list[Segment]:
