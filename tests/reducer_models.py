@@ -1,11 +1,13 @@
 """Small vision sides with each kind of encoder, and hand-made attention for reducers."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from edgevlm.models.projector import build_projector
@@ -14,6 +16,7 @@ from edgevlm.models.vlm import VisionModel, build_encoder
 from edgevlm.pruning.tokens import REDUCERS
 from edgevlm.pruning.tokens.reducer import Reducer
 from edgevlm.spec import EncoderSpec, FastViTHDSpec, MlpProjectorSpec, VisionSpec, VitSpec
+from edgevlm.zoo.scenes import scenes
 
 CLIP = VitSpec(32, 64, 3, 4, 8, 6, 1e-5, class_token=True, patch_bias=False, pre_norm=True, activation="quick_gelu")
 SIGLIP = VitSpec(32, 64, 3, 4, 8, 6, 1e-6, post_norm=True)
@@ -26,16 +29,30 @@ def vision_spec(encoder: EncoderSpec, side: int = 6, shuffle: int = 1) -> Vision
     return VisionSpec(encoder, MlpProjectorSpec(24), side * encoder.stride, tokens, pixel_shuffle=shuffle)
 
 
-def vision_model(spec: VisionSpec, seed: int = 0) -> VisionModel:
-    """Random weights, with attention sharp enough to tell tokens apart."""
+def vision_model(spec: VisionSpec, seed: int = 0, hidden: int = 16) -> VisionModel:
+    """Random weights, with attention sharp enough to tell tokens apart; embeddings of `hidden` channels."""
     torch.manual_seed(seed)
-    model = VisionModel(build_encoder(spec.encoder), build_projector(spec, 16), spec.pixel_shuffle)
+    model = VisionModel(build_encoder(spec.encoder), build_projector(spec, hidden), spec.pixel_shuffle)
     for name, weight in model.named_parameters():
         if weight.ndim == 2 and "positions" not in name:
             torch.nn.init.normal_(weight, std=1.5 * weight.shape[1] ** -0.5)
         if name.endswith(("positions", "class_token")):
             torch.nn.init.normal_(weight, std=0.3)
     return model.eval().requires_grad_(False)
+
+
+@cache
+def _scenes(count: int) -> list[Image.Image]:
+    """Pictures of so many scenes."""
+    found = {item.image_id: item.image for item in scenes("calibration", 6 * count)}
+    assert len(found) >= count
+    return [Image.fromarray(image) for image in found.values()][:count]
+
+
+def scene_pixels(size: int, count: int = 64) -> Tensor:
+    """Scenes `[count, 3, size, size]`, normalised."""
+    small = [np.asarray(picture.resize((size, size))) for picture in _scenes(count)]
+    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def reducer(name: str, spec: VisionSpec, keep: int, **options: Any) -> Reducer[Any]:

@@ -2,15 +2,14 @@
 
 import copy
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
-from reducer_models import CLIP, FASTVITHD, SIGLIP, reducer, vision_model, vision_spec
+from numpy.typing import NDArray
+from reducer_models import CLIP, FASTVITHD, SIGLIP, reducer, scene_pixels, vision_model, vision_spec
 from torch import Tensor, nn
 
 from edgevlm.exporters.onnx.external import ExternalData
@@ -18,15 +17,14 @@ from edgevlm.exporters.onnx.vision import trace_vision, write_vision
 from edgevlm.models.taps import Taps, TokenReducer
 from edgevlm.models.vlm import VisionModel
 from edgevlm.pruning.tokens import REDUCERS
+from edgevlm.pruning.tokens.reducer import Reducer, Selector
 from edgevlm.quant.schemes import Precision, vision_scheme
 from edgevlm.spec import VisionSpec
-from edgevlm.zoo.scenes import scenes
 
 IMAGES, KEEP = 64, 9
+#: Those that need nothing but the image; `test_sessions.py` holds all of the list to the same.
 EVERY = [
-    name
-    for name, cls in REDUCERS.items()
-    if name != "resolution" and not cls.inside_decoder and not cls.needs_text
+    name for name, cls in REDUCERS.items() if issubclass(cls, Reducer) and not cls.needs_text and name != "resolution"
 ]
 #: Those that read another encoder otherwise than CLIP.
 WITHOUT_CLASS = ["attention", "visionzip"]
@@ -55,18 +53,14 @@ def as_stored(model: VisionModel, precision: Precision) -> VisionModel:
     return rounded
 
 
-@cache
-def pictures() -> list[Image.Image]:
-    """Scenes."""
-    found = {item.image_id: item.image for item in scenes("calibration", 6 * IMAGES)}
-    assert len(found) >= IMAGES
-    return [Image.fromarray(image) for image in found.values()][:IMAGES]
-
-
-def pixels(size: int) -> Tensor:
-    """Scenes `[64, 3, size, size]`, normalised."""
-    small = [picture.resize((size, size)) for picture in pictures()]
-    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def places(tokens: NDArray[np.float32], every: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Which of all tokens `[B, N, H]` those `[B, K, H]` are that were kept: `[B, K]`."""
+    distances = np.linalg.norm(tokens[:, :, None] - every[:, None], axis=-1)
+    nearest, second = np.sort(distances, axis=-1)[..., :2].transpose(2, 0, 1)
+    assert (nearest < 1e-2).all(), "a kept token is none of those that there were"
+    assert (nearest < second).all()
+    found: NDArray[np.intp] = distances.argmin(axis=-1)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -85,12 +79,13 @@ def test_the_graph_keeps_what_torch_keeps(
 ) -> None:
     plain = vision_model(spec)
     model = VisionModel(plain.encoder, plain.projector, plain.shuffle, Together(spec, names)).eval()
-    images = pixels(spec.image_size)
+    images = scene_pixels(spec.image_size, IMAGES)
     path = tmp_path / "vision.onnx"
     with ExternalData(tmp_path / "vision.data") as data:
         write_vision(trace_vision(model, spec.image_size), precision, path, data)
     with torch.inference_mode():
         wanted = as_stored(model, precision)(images).numpy()
+        every = as_stored(plain, precision)(images).numpy()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options)
@@ -100,5 +95,7 @@ def test_the_graph_keeps_what_torch_keeps(
         part = slice(KEEP * index, KEEP * (index + 1))
         same = [np.allclose(a[part], b[part], rtol=1e-3, atol=1e-3) for a, b in zip(found, wanted, strict=True)]
         assert all(same), f"{name}: {IMAGES - sum(same)} images differ"
+        if issubclass(REDUCERS[name], Selector):
+            np.testing.assert_array_equal(places(found[:, part], every), places(wanted[:, part], every), name)
     spread = wanted[:, :KEEP].std(axis=1).mean()
     assert spread > 0.05, "tokens so alike that another choice would not show"
