@@ -35,6 +35,7 @@ def findings(report: Report) -> list[Finding]:
             )
     for row in report.rows:
         found += [Finding(row.name, f"{flag.text}.") for flag in row.flags]
+        found += [Finding(row.name, f"{note}.") for note in row.notes]
     return found
 
 

@@ -203,7 +203,9 @@ class Pruning(Part):
 
     method: str
     options: dict[str, str] = Field(description="those that were given; the others have their defaults")
-    keep_percent: list[float] = Field(description="what was asked for and became this count")
+    keep_percent: list[float] = Field(
+        description="what was asked for and became this count; none where the method chose it"
+    )
     tokens: int = Field(ge=1, description="kept of an image, or of each of its tiles; in the end, inside a decoder")
     layer_tokens: list[int] | None = Field(
         default=None,
@@ -244,6 +246,9 @@ class Row(Part):
     memory: Memory | None
     accuracy: Accuracy | None
     flags: list[Flag]
+    notes: list[str] = Field(
+        default=[], description="what the bundle says of itself to people, such as choices it was made by"
+    )
     pruning: Pruning | None = Field(default=None, description="for the cells of a study; null for its unpruned model")
 
 

@@ -25,6 +25,7 @@ class _About:
     parameters: int | None = None
     files: list[File] = field(default_factory=list)
     parity: list[Parity] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def describe(work: Work) -> Row:
@@ -66,6 +67,7 @@ def _bundle(work: Work, bundle: Bundle) -> Row:
         parameters=parameters or None,
         files=files,
         parity=[Parity(**result.model_dump()) for result in manifest.parity],
+        notes=list(bundle.spec.notes),
     )
     return _unmeasured(work.name, "bundle", about)
 
@@ -96,4 +98,5 @@ def _unmeasured(name: str, kind: Literal["bundle", "reference"], about: _About) 
         memory=None,
         accuracy=None,
         flags=[],
+        notes=about.notes,
     )

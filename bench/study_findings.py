@@ -24,7 +24,7 @@ def study_findings(report: Report) -> list[Finding]:
         if rows:
             found.append(_best(report, percent, rows))
             found += _better(percent, rows)
-    return [*found, *_untimed(report), *_flags(report)]
+    return [*found, *_chosen(report), *_untimed(report), *_flags(report)]
 
 
 def _best(report: Report, percent: float, rows: list[Row]) -> Finding:
@@ -57,6 +57,21 @@ def _better(percent: float, rows: list[Row]) -> list[Finding]:
         said.append(f"than {plain}, {len(named)} of {compared[plain]}{names}")
     tone: Tone = "good" if any(found.values()) else "bad"
     return [Finding(f"{percent:g}%", f"shown to be better {'; '.join(said)}.", tone)] if said else []
+
+
+def _chosen(report: Report) -> list[Finding]:
+    """What methods that choose their count chose, and what became of it."""
+    found = []
+    for row in report.rows:
+        if row.pruning is None or row.pruning.keep_percent or row.accuracy is None:
+            continue
+        paired = row.accuracy.paired
+        text = (
+            f"{'; '.join(row.notes)}: {show.percent(share(row))}, {show.percent(of_full(report, row))} of the unpruned"
+        )
+        against = f", {show.points(paired.delta.value)} points against it" if paired is not None else ""
+        found.append(Finding(row.name, f"{text} accuracy{against}.", TONES[paired.verdict] if paired else "unsure"))
+    return found
 
 
 def _untimed(report: Report) -> list[Finding]:

@@ -15,16 +15,24 @@ def matrix(report: Report) -> Table:
     """Accuracy by method and share of tokens; beside it the difference from the unpruned model in points."""
     study = study_of(report)
     shares = [percent for percent in study.keep_percent if percent < 100]
+    methods = by_method(report)
     headers = ("method", *(f"{percent:g}% of tokens" for percent in shares))
-    lines = tuple(
-        (Cell(label), *(_cell(report, rows, percent) for percent in shares))
-        for label, rows in by_method(report).items()
-    )
-    return Table(headers, lines, headers[1:])
+    lines = [
+        (Cell(label), *(_cell(report, _asked(rows, percent)) for percent in shares)) for label, rows in methods.items()
+    ]
+    chose = [next((row for row in rows if not pruning_of(row).keep_percent), None) for rows in methods.values()]
+    if any(chose):
+        headers = (*headers, "its own choice")
+        lines = [(*line, _cell(report, row)) for line, row in zip(lines, chose, strict=True)]
+    return Table(headers, tuple(lines), headers[1:])
 
 
-def _cell(report: Report, rows: list[Row], percent: float) -> Cell:
-    row = next((row for row in rows if percent in pruning_of(row).keep_percent), None)
+def _asked(rows: list[Row], percent: float) -> Row | None:
+    """The cell that this share became."""
+    return next((row for row in rows if percent in pruning_of(row).keep_percent), None)
+
+
+def _cell(report: Report, row: Row | None) -> Cell:
     if row is None:
         return Cell(show.NONE, tone="quiet")
     if row.accuracy is None:

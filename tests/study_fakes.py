@@ -54,7 +54,7 @@ def prepare(patch: pytest.MonkeyPatch) -> list[str]:
 
     def compile_recipe(recipe: Recipe, out: Path, **_: Any) -> Bundle:
         entry = recipe.passes[0].fields if recipe.passes else {"method": "unpruned", "keep": ""}
-        made.append(f"{entry['method']}:{entry['keep']}".rstrip(":"))
+        made.append(f"{entry['method']}:{entry.get('keep', '')}".rstrip(":"))
         if entry["method"] == "resolution":
             raise ParityError("the exported model does not answer like the original", str(out))
         if entry["method"] == "fastv":

@@ -53,8 +53,15 @@ def test_verdicts_come_first_then_flags(swept: tuple[Report, object]) -> None:
     alone = first.model_copy(
         update={"name": "alone", "accuracy": first.accuracy.model_copy(update={"unpaired_reason": "no original"})}
     )
-    said = findings(report.model_copy(update={"rows": [first, flagged, alone]}))
+    rows = [row.model_copy(update={"notes": []}) for row in (first, flagged, alone)]
+    said = findings(report.model_copy(update={"rows": rows}))
     assert [(finding.name, finding.tone) for finding in said if "accuracy" in finding.text] == [(second.name, "bad")]
     assert [str(finding) for finding in said[1:2]] == ["alone: not compared with the uncompressed model: no original."]
     assert f"{second.name}: times vary." in [str(finding) for finding in said[2:]]
     assert first.flags or first.name not in [finding.name for finding in said]
+
+
+def test_what_a_bundle_says_of_itself_is_a_finding(swept: tuple[Report, object]) -> None:
+    row = swept[0].rows[0].model_copy(update={"notes": ["sms chose 9 of 36 tokens"]})
+    said = [str(finding) for finding in findings(swept[0].model_copy(update={"rows": [row]}))]
+    assert f"{row.name}: sms chose 9 of 36 tokens." in said

@@ -12,6 +12,7 @@ import pytest
 from html_page import HOSTILE, Page
 from jsonschema import Draft202012Validator
 
+from edgevlm.bench import format as show
 from edgevlm.bench import render_study, render_study_markdown
 from edgevlm.bench.definitions import study_definitions
 from edgevlm.bench.grid import by_method, fronts, of_full, pruning_of, tokens, ttft
@@ -233,3 +234,28 @@ def test_a_study_without_any_cell_still_renders(report: Report) -> None:
         assert render_study_markdown.render_markdown(bare)
     empty = [row.model_copy(update={"accuracy": None, "latency": None}) for row in report.rows]
     assert render_study.render_html(report.model_copy(update={"rows": empty}))
+
+
+def test_what_a_method_chose_itself_stands_in_table_and_findings(report: Report) -> None:
+    note = "sms chose 9 of 36 tokens: the knee"
+    rows = []
+    for row in report.rows:
+        if row.name == "divprune 9":
+            pruning = pruning_of(row).model_copy(update={"method": "sms", "keep_percent": []})
+            rows.append(row.model_copy(update={"name": "sms", "pruning": pruning, "notes": [note]}))
+        else:
+            rows.append(row)
+    assert report.study is not None
+    few, fast = fronts(rows, 36)
+    assert "sms" in few
+    study = report.study.model_copy(update={"front_tokens": few, "front_ttft": fast})
+    chosen = report.model_copy(update={"rows": rows, "study": study})
+    table = matrix(chosen)
+    assert table.headers[-1] == "its own choice"
+    lines = {line[0].text: line for line in table.rows}
+    assert "91.7%" in lines["sms"][-1].text
+    assert "9 tokens" in lines["sms"][-1].note
+    assert {line[-1].text for name, line in lines.items() if name != "sms"} == {show.NONE}
+    (said,) = (finding for finding in study_findings(chosen) if finding.name == "sms")
+    assert said.text.startswith(f"{note}: 91.7%, 91.7% of the unpruned accuracy")
+    assert "its own choice" not in matrix(report).headers

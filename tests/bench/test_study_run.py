@@ -331,3 +331,20 @@ def test_the_export_command_states_what_differs_from_the_defaults() -> None:
         "edgevlm export zoo:nano-llava --format onnx --precision fp16 --resolution 128 "
         "--prune-tokens random:9,seed=1 --calibrate scenes -o out"
     )
+
+
+def test_a_method_that_chooses_its_count_is_a_cell_with_that_count(tmp_path: Path, made: list[str]) -> None:
+    """The bundle says how many: 16 here."""
+    asked = study_fakes.request(tmp_path, ("sms:by=attention", "uniform"), (50, 25))
+    recipe = asked.recipe.model_copy(update={"calibration": CalibrationData(source="scenes")})
+    report = study_fakes.study(replace(asked, recipe=recipe))
+    assert made == ["unpruned", "sms", "uniform:18", "uniform:9"]
+    found = rows(report)["sms:by=attention"]
+    assert (found.status, found.reason) == ("ok", "")
+    assert found.pruning is not None
+    assert (found.pruning.tokens, found.pruning.keep_percent) == (16, [])
+    assert found.pruning.export[-4:] == ["--calibrate", "scenes", "-o", "sms_by_attention"]
+    assert report.study is not None
+    assert report.study.front_tokens == ["uniform 9", "sms:by=attention"], "all of its answers are right"
+    again = study_fakes.study(study_fakes.request(tmp_path / "without", ("sms:by=attention",), (50,)))
+    assert "give --calibrate" in rows(again)["sms:by=attention"].reason
