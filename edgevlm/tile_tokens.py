@@ -29,10 +29,19 @@ def encode_image(engine: VisionEngine, image: PreparedImage, spec: ModelSpec) ->
     """The embeddings of an image's tiles, with their places where the graph shares them out.
 
     Raises:
-        EngineError: the engine failed, or cannot take all tiles at once.
+        EngineError: the engine failed, cannot take all tiles at once, or kept another number of tokens.
     """
     boxes = tile_boxes(image, spec) if shares_tiles(spec) else None
-    return encode_pixels(engine, normalise(image.tiles, spec.preprocess), boxes)
+    encoded = encode_pixels(engine, normalise(image.tiles, spec.preprocess), boxes)
+    if encoded.places is not None:
+        found, meant = int((encoded.places >= 0).sum()), kept_tokens(image, spec)
+        if found != meant:
+            raise EngineError(
+                f"the vision engine kept {found} tokens of an image instead of {meant}",
+                "vision",
+                EngineError.usual_hint,
+            )
+    return encoded
 
 
 def encode_pixels(engine: VisionEngine, pixels: Float32, boxes: Float32 | None) -> Encoded:
@@ -76,16 +85,22 @@ def first_crop(spec: ModelSpec) -> int:
     return 1 if tiles is not None and tiles.kind in ("anyres", "fitted") else 0
 
 
-def positions(image: PreparedImage, spec: ModelSpec) -> int:
-    """Positions that the image's tokens take: `keep` a tile, or fewer where fewer show the image; and ends of rows."""
-    count = len(image.tiles) * spec.vision.image_tokens
-    if not isinstance(spec.prompt.image_layout, RowsLayout):
+def kept_tokens(image: PreparedImage, spec: ModelSpec) -> int:
+    """Tokens that are kept of an image: `keep` a tile, or all that show some of the image where these are fewer."""
+    count, layout, side = len(image.tiles) * spec.vision.image_tokens, spec.prompt.image_layout, spec.vision.grid_side
+    if not isinstance(layout, RowsLayout) or len(image.tiles) == 1:
         return count
-    if len(image.tiles) == 1:
-        return count + 1
-    side = spec.vision.grid_side
-    part = feature_map(image, side, spec.prompt.image_layout.max_tiles)
-    return min(count, side**2 + part.height * part.width) + part.height
+    part = feature_map(image, side, layout.max_tiles)
+    return min(count, side**2 + part.height * part.width)
+
+
+def positions(image: PreparedImage, spec: ModelSpec) -> int:
+    """Positions that the image takes: its tokens, and on a map of all tiles the ends of rows."""
+    count, layout = kept_tokens(image, spec), spec.prompt.image_layout
+    if not isinstance(layout, RowsLayout):
+        return count
+    tiled = len(image.tiles) > 1
+    return count + (feature_map(image, spec.vision.grid_side, layout.max_tiles).height if tiled else 1)
 
 
 def by_tile(encoded: Encoded, tiles: int, side: int) -> list[Float32]:

@@ -36,7 +36,9 @@ class OpenVinoVision:
         shared = spec.vision.reducer is not None and spec.vision.reducer.shared
         with engine_errors("OpenVINO cannot compile this graph", str(path)):
             core = openvino.Core()
-            self.precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+            native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            # A graph that shares out tokens counts them in float32; bfloat16 has no 257.
+            self.precision = "bf16" if native and not shared else "f32"
             settings: dict[str, Any] = {
                 properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
                 properties.hint.inference_precision: getattr(openvino.Type, self.precision),

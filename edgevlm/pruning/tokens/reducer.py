@@ -108,9 +108,7 @@ class Reducer(Method[OptionsT], TokenReducer):
         patches, read = (None, ()) if side is None else (side.patches, side.sources)
         vision = VisionModel(old.encoder, old.projector, old.shuffle, reducer, patches).eval()
         sources = (*model.sources, *(path for path in read if path not in model.sources))
-        return dataclasses.replace(
-            model, spec=cls.planned(model.spec, keep, options), vision=vision, sources=sources
-        )
+        return dataclasses.replace(model, spec=cls.planned(model.spec, keep, options), vision=vision, sources=sources)
 
 
 class Selector(Reducer[OptionsT]):
@@ -147,7 +145,7 @@ class Ranking(Selector[OptionsT], TileReducer):
 
     def weights(self, taps: Taps, tiles: Tiles) -> Tensor:  # noqa: ARG002
         """Weights `[T]`, none below 0, by which tiles share the tokens."""
-        return tiles.whole.float() * 0 + 1
+        return torch.ones_like(tiles.whole, dtype=torch.float32)
 
     def scores_among(self, x: Tensor, taps: Taps, tiles: Tiles) -> Tensor:  # noqa: ARG002
         """Scores `[T, N]` by which a tile's tokens are chosen where it is one of several."""

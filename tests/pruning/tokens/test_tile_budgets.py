@@ -16,8 +16,8 @@ from edgevlm.preprocess import PreparedImage
 from edgevlm.pruning.tokens.tile_budgets import Tiles, budgets, packed
 from edgevlm.runtimes.base import Encoded
 from edgevlm.runtimes.checks import checked_tiles
-from edgevlm.spec import AnyresTiles, AspectTiles, ModelSpec, RowsLayout
-from edgevlm.tile_tokens import by_row, by_tile, encode_pixels, positions, tile_boxes
+from edgevlm.spec import AnyresTiles, AspectTiles, ModelSpec, ReducerSpec, RowsLayout
+from edgevlm.tile_tokens import by_row, by_tile, encode_image, encode_pixels, positions, tile_boxes
 
 SIDE, KEEP = 6, 5
 NEXT = replace(
@@ -271,3 +271,23 @@ def test_an_engine_for_single_tiles_is_refused() -> None:
     single: Any = Single()
     with pytest.raises(EngineError, match="one tile at a time"):
         encode_pixels(single, np.zeros((1, 3, 8, 8), np.float32), np.zeros((1, 4), np.float32))
+
+
+def test_an_engine_that_keeps_another_number_of_tokens_is_refused() -> None:
+    class Miser:
+        encode = stats = close = len
+
+        def encode_tiles(self, pixels: NDArray[np.float32], boxes: NDArray[np.float32]) -> Encoded:
+            places = np.where(np.arange(3 * KEEP) < given, np.arange(3 * KEEP), -1)
+            rows = np.zeros((len(pixels), KEEP, 4), np.float32)
+            return checked_tiles(rows, places, len(boxes), KEEP, 4, SIDE**2)
+
+    engine: Any = Miser()
+    kept = replace(NEXT.vision, image_tokens=KEEP, reducer=ReducerSpec("hired", KEEP, shared=True))
+    spec = replace(NEXT, vision=kept)
+    picture = replace(PICTURES["wide"], tiles=np.zeros((3, 48, 48, 3), np.uint8))
+    given = 3 * KEEP
+    assert len(encode_image(engine, picture, spec).rows) == 3
+    given -= 1
+    with pytest.raises(EngineError, match="kept 14 tokens of an image instead of 15"):
+        encode_image(engine, picture, spec)
