@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import edgevlm
 from edgevlm.bundle import Bundle
 from edgevlm.calibration.sources import open_calibration
 from edgevlm.errors import InputError, UnsupportedError
@@ -14,6 +15,7 @@ from edgevlm.models import VlmModel, load
 from edgevlm.pipeline import compile_recipe
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes
 from edgevlm.recipe import CalibrationData, PassEntry, Recipe
+from edgevlm.zoo.scenes import scenes
 from edgevlm.zoo.synth import synth
 
 ALL = [
@@ -57,6 +59,24 @@ def test_all_passes_compose_in_every_format(format_: str, checkpoint: Path, tmp_
     values = {result.metric: result.value for result in bundle.manifest.parity}
     assert values["top1_agreement"] == values["token_agreement"] == 1
     assert [note.split(":")[0] for note in bundle.spec.notes] == ["shortgpt", "ffn_width", "vocab", "wanda", "heal"]
+
+
+@pytest.mark.parametrize("format_", ["onnx", "gguf"])
+def test_four_bits_and_a_small_vocabulary_answer_as_four_bits_alone(format_: str, tmp_path: Path) -> None:
+    """The shipped model on its task: rows are quantized one by one, so those that stay have the numbers they had."""
+
+    def answers_of(name: str, *passes: dict[str, Any]) -> tuple[int, list[str]]:
+        asked = recipe(list(passes), "zoo:nano-fastvlm", format=format_, precision="int4")
+        bundle = compile_recipe(asked, tmp_path / name, progress=lambda *_: None)
+        with edgevlm.load(bundle.path) as session:
+            said = [session.generate(item.image, item.question, max_tokens=8).text for item in scenes("test", 24)]
+        return bundle.spec.decoder.vocab_size, said
+
+    rows, said = answers_of("whole")
+    fewer, alike = answers_of("small", {"name": "vocab", "corpus": "scenes"})
+    assert fewer <= 0.6 * rows
+    assert alike == said
+    assert len(set(said)) > 5
 
 
 def pruned(entries: list[dict[str, Any]], checkpoint: Path, source: str = "scenes") -> VlmModel:
