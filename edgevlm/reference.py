@@ -82,9 +82,7 @@ def encoded_images(model: VlmModel, images: list[PreparedImage], questions: Sequ
         vision, reader = _float_by_layers(model.vision), side.reader()
         asked = [torch.from_numpy(reader.embed(question)) for question in questions]
         inputs = [(torch.from_numpy(tiles), text) for tiles, text in zip(pixels, asked, strict=True)]
-        return [
-            Encoded(torch.cat([vision(tile[None], text=text) for tile in tiles]).numpy()) for tiles, text in inputs
-        ]
+        return [Encoded(torch.cat([vision(tile[None], text=text) for tile in tiles]).numpy()) for tiles, text in inputs]
     if not shares_tiles(model.spec):
         return [Encoded(rows) for rows in image_features(model, pixels)]
     vision, boxes = _float_by_layers(model.vision), [tile_boxes(image, model.spec) for image in images]

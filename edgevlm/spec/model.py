@@ -59,7 +59,5 @@ class ModelSpec:
 def _written(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """The fields of one dataclass, as they are written."""
     return {
-        name: value
-        for name, value in fields
-        if name not in _UNWRITTEN and (value is not None or name not in _OPTIONAL)
+        name: value for name, value in fields if name not in _UNWRITTEN and (value is not None or name not in _OPTIONAL)
     }
