@@ -14,6 +14,7 @@ from edgevlm.bench.pace import Pace
 from edgevlm.bench.report import Memory
 from edgevlm.child import Json, run_child
 from edgevlm.errors import EdgeVLMError
+from edgevlm.validation import first_problem
 
 
 @dataclass
@@ -64,9 +65,9 @@ class _Listener:
         try:
             message = MESSAGES.validate_python(raw)
         except ValidationError as error:
-            problem = error.errors()[0]
+            _, problem = first_problem(error)
             raise EdgeVLMError(
-                f"the worker sent a measurement that cannot be true: {problem['msg']}", "the worker", "measure again"
+                f"the worker sent a measurement that cannot be true: {problem}", "the worker", "measure again"
             ) from error
         if isinstance(message, Hello):
             self._pid = message.pid

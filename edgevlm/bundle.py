@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgevlm.atomic import TEMPORARY_PREFIX
 from edgevlm.errors import BundleError
 from edgevlm.spec import ModelSpec
+from edgevlm.validation import first_problem
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -159,9 +160,8 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise BundleError(f"manifest.json: {field}: {problem['msg']}", str(file), _HINT) from error
+        field, problem = first_problem(error)
+        raise BundleError(f"manifest.json: {field}: {problem}", str(file), _HINT) from error
 
 
 def _check_artifact(folder: Path, entry: ArtifactEntry, *, verify: bool) -> None:

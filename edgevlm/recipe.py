@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgevlm.errors import InputError
+from edgevlm.validation import first_problem
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 GgufType = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
@@ -115,10 +116,9 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(str(part) for part in problem["loc"])
+            field, problem = first_problem(error)
             raise InputError(
-                f"recipe field {field!r}: {problem['msg']}",
+                f"recipe field {field!r}: {problem}",
                 str(file or "command line"),
                 f"fields: {', '.join(cls.model_fields)}",
             ) from error

@@ -18,7 +18,7 @@ ZOO_HOST_HALF = (
 
 #: From the ground up; a module imports only from lower floors and from its own entry. The longest entry decides.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "heap", "longrun", "tables", "progress"),
+    ("_version", "errors", "heap", "longrun", "tables", "progress", "validation"),
     ("atomic", "chat_template", "child", "imageio", "sampling", "spec", "tokenizer"),
     ("patches", "tiling"),
     ("answer", "video", "zoo", "zoo.drawing", "zoo.digits", "recipe", "bundle", "preprocess", "prompt", "targets"),

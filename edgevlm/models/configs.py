@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from edgevlm.errors import CheckpointError
+from edgevlm.validation import first_problem
 
 
 class PublishedConfig(BaseModel):
@@ -35,9 +36,8 @@ def validated(kind: type[C], raw: dict[str, Any], where: str) -> C:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise CheckpointError(f"config.json: {field}: {problem['msg']}", where, "give the published config") from error
+        field, problem = first_problem(error)
+        raise CheckpointError(f"config.json: {field}: {problem}", where, "give the published config") from error
 
 
 def section(raw: dict[str, Any], name: str, where: str) -> dict[str, Any]:

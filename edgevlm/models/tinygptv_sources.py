@@ -18,6 +18,7 @@ from torch import Tensor
 
 from edgevlm.errors import CheckpointError
 from edgevlm.models.checkpoint import Checkpoint, open_checkpoint, open_file
+from edgevlm.validation import first_problem
 
 SOURCES_FILE = "edgevlm-sources.yaml"
 _MAX_YAML_BYTES = 1 << 16
@@ -101,10 +102,9 @@ def read_sources(folder: Path) -> Sources:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
         return Sources.model_validate(loaded)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
+        field, problem = first_problem(error)
         raise CheckpointError(
-            f"{SOURCES_FILE}: {field}: {problem['msg']}", str(file), f"fields: {', '.join(Sources.model_fields)}"
+            f"{SOURCES_FILE}: {field}: {problem}", str(file), f"fields: {', '.join(Sources.model_fields)}"
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise CheckpointError(

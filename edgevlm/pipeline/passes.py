@@ -22,6 +22,7 @@ from edgevlm.models import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.recipe import PassEntry, Recipe
 from edgevlm.spec import ModelSpec
+from edgevlm.validation import first_problem
 
 #: Name -> module and class. A new pass is a class and a line here.
 PASSES: dict[str, str] = {
@@ -136,10 +137,9 @@ def _parse(entry: PassEntry, seed: int, where: str) -> Pass[Any]:
     try:
         config = cls.Config.model_validate(entry.fields)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
+        field, problem = first_problem(error)
         fields = ", ".join(cls.Config.model_fields) or "none"
-        raise InputError(f"{entry.name} field {field!r}: {problem['msg']}", where, f"fields: {fields}") from error
+        raise InputError(f"{entry.name} field {field!r}: {problem}", where, f"fields: {fields}") from error
     return cls(config, seed)
 
 

@@ -22,6 +22,7 @@ from edgevlm.pruning.tokens.reducer import Method, Options, Ranking
 from edgevlm.pruning.weights.rebuild import with_note
 from edgevlm.recipe import PassEntry
 from edgevlm.spec import LdpSpec, ModelSpec, QFormerSpec, RowsLayout, VitSpec
+from edgevlm.validation import first_problem
 
 
 class PruneTokensConfig(BaseModel):
@@ -148,10 +149,9 @@ def _options(reducer: type[Method[Any]] | type[Chooser[Any]], given: dict[str, A
     try:
         return reducer.Options.model_validate({"seed": seed, **given} if "seed" in known else given)
     except ValidationError as error:
-        problem = error.errors()[0]
-        option = ".".join(str(part) for part in problem["loc"])
+        option, problem = first_problem(error)
         raise InputError(
-            f"{reducer.name} option {option!r}: {problem['msg']}",
+            f"{reducer.name} option {option!r}: {problem}",
             "prune_tokens",
             f"options of {reducer.name}: {', '.join(known) or 'none'}",
         ) from error
