@@ -30,12 +30,18 @@ def vision_spec(encoder: EncoderSpec, side: int = 6, shuffle: int = 1) -> Vision
 
 
 def vision_model(spec: VisionSpec, seed: int = 0, hidden: int = 16) -> VisionModel:
-    """Random weights, with attention sharp enough to tell tokens apart; embeddings of `hidden` channels."""
+    """Random weights, with attention sharp enough to tell tokens apart; embeddings of `hidden` channels.
+
+    Convolutions keep the variance of what they see: with torch's own start nothing of an image is left behind
+    FastViTHD.
+    """
     torch.manual_seed(seed)
     model = VisionModel(build_encoder(spec.encoder), build_projector(spec, hidden), spec.pixel_shuffle)
     for name, weight in model.named_parameters():
         if weight.ndim == 2 and "positions" not in name:
             torch.nn.init.normal_(weight, std=1.5 * weight.shape[1] ** -0.5)
+        if weight.ndim == 4:
+            torch.nn.init.normal_(weight, std=1.25 * weight[0].numel() ** -0.5)
         if name.endswith(("positions", "class_token")):
             torch.nn.init.normal_(weight, std=0.3)
     return model.eval().requires_grad_(False)

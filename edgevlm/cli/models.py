@@ -36,7 +36,7 @@ def command(pattern: str, explain: str | None) -> None:
     print_table(["family", "formats"], [[family.name, ", ".join(family.formats)] for family in families])
     for family in families:
         click.echo(f"\n{_described(family)}")
-    click.echo(f"\nBundled reference models: {', '.join(bundled)}")
+    click.echo("\n" + _filled(f"Bundled reference models: {', '.join(bundled)}", "", "  "))
 
 
 def _explain(name: str) -> None:
@@ -60,12 +60,11 @@ def _described(family: Family) -> str:
     """Name, title and checkpoints on lines of at most 80 columns; a hub id is never broken, so it can be copied."""
     indent = "    "
     title = textwrap.fill(f"{family.name}: {family.title}", _WIDTH, subsequent_indent="  ")
-    checkpoints = textwrap.fill(
-        " ".join(family.checkpoints),
-        _WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
+    return f"{title}\n{_filled(' '.join(family.checkpoints), indent, indent)}"
+
+
+def _filled(names: str, first: str, others: str) -> str:
+    """Names on lines that begin with `first` or `others`; none is broken."""
+    return textwrap.fill(
+        names, _WIDTH, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
     )
-    return f"{title}\n{checkpoints}"

@@ -47,7 +47,7 @@ class Subject:
     def model(self, tokenizer: Path) -> VlmModel:
         """Random weights; four layers, so that a decoder has room for stages.
 
-        Its image tokens have mean 0 and variance 1 over the scenes, so that they decide the answers.
+        Its image tokens have mean 0 and deviation 2 over the scenes, so that they decide the answers.
         """
         vision = vision_spec(self.encoder, self.side)
         decoder = replace(DECODER, num_hidden_layers=4, max_position_embeddings=512)
@@ -59,7 +59,7 @@ class Subject:
         text = text_side(self.encoder, tokenizer) if isinstance(self.encoder, VitSpec) else None
         last: Any = made.projector.linear_2
         tokens = made(scene_pixels(vision.image_size)[:16]).flatten(0, 1)
-        spread = tokens.std(dim=0)
+        spread = tokens.std(dim=0) / 2
         last.weight.div_(spread[:, None])
         last.bias.sub_(tokens.mean(dim=0)).div_(spread)
         spec = replace(spec, text_tower=None if text is None else text.spec)
@@ -140,7 +140,9 @@ def exported(method: str, tokenizer: Path, folder: Path, patch: pytest.MonkeyPat
 
         patch.setattr(pipeline, "load", load)
         keep = {} if method in CHOOSERS else {"keep": subject.keep}
-        entry = PassEntry.model_validate({"name": "prune_tokens", "method": method, **keep})
+        # Answers of random weights change with any token that goes.
+        options = {"options": {"tolerance": 0.9}} if method == "gsearch" else {}
+        entry = PassEntry.model_validate({"name": "prune_tokens", "method": method, **keep, **options})
         calibration = CalibrationData(source="scenes", n=8)
         recipe = Recipe(
             model="tiny", precision="fp32", vision_precision="fp32", passes=(entry,), calibration=calibration
