@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgevlm.child import Json, Send, run_child
 from edgevlm.errors import EngineError, InputError
+from edgevlm.heap import release_file
 
 _SILENCE_LIMIT_S = 1800.0
 _DISK_FULL = 16 << 20
@@ -66,7 +67,10 @@ def quantize_gguf(
 def quantize_in_child(
     send: Send, source: str, target: str, ftype: int, embedding_type: int | None, threads: int
 ) -> None:
-    """The child's side of `quantize_gguf`."""
+    """The child's side of `quantize_gguf`.
+
+    llama.cpp maps the source; tensors that are done would stay resident to the end, all 16 GB of a model of 8B.
+    """
     import llama_cpp
 
     lines: list[str] = []
@@ -77,6 +81,7 @@ def quantize_in_child(
         lines.append(line)
         del lines[:-20]
         if match := _PROGRESS.match(line):
+            release_file(Path(source).resolve())
             send([int(match[1]), int(match[2])])
 
     llama_cpp.llama_log_set(log, ctypes.c_void_p(0))

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from edgevlm.heap import _without, huge_pages, trim_heap
+from edgevlm.heap import _without, huge_pages, release_file, trim_heap
 
 SIZE, COUNT = 100_000, 2000
 
@@ -23,6 +23,20 @@ def test_freed_blocks_leave_the_process() -> None:
     trim_heap()
     assert psutil.Process().memory_info().rss < full - SIZE * COUNT * 0.8
     assert kept[-1] == 7
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Linux alone has the request")
+def test_what_was_read_of_a_mapped_file_leaves_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "with a space"
+    path.write_bytes(np.arange(32 << 18, dtype=np.uint64).tobytes())
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        values = np.frombuffer(mapped, np.uint64)
+        total = values.sum()
+        full = psutil.Process().memory_info().rss
+        release_file(path)
+        assert psutil.Process().memory_info().rss < full - 0.9 * len(mapped)
+        assert values.sum() == total
+        del values
 
 
 def in_huge_pages(array: np.ndarray) -> int:
