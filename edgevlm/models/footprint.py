@@ -18,13 +18,13 @@ from edgevlm.heap import trim_heap
 _MADV_PAGEOUT = 21
 
 
-def release(*modules: nn.Module) -> None:
-    """Let go of the modules' mapped pages and of the freed heap; their values stay as they are."""
+def release(*parts: nn.Module | Tensor) -> None:
+    """Let go of the mapped pages of modules and tensors and of the freed heap; their values stay as they are."""
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "madvise"):
         libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for module in modules:
-            for tensor in module.state_dict().values():
+        for part in parts:
+            for tensor in [part] if isinstance(part, Tensor) else part.state_dict().values():
                 _page_out(libc, tensor)
     trim_heap()
 

@@ -22,6 +22,7 @@ from edgevlm.exporters.gguf.layout import add_hyperparameters, reorder_rotary, r
 from edgevlm.exporters.gguf.summary import summarize
 from edgevlm.exporters.gguf.tokenizer import add_tokenizer
 from edgevlm.exporters.gguf.values import gguf_values
+from edgevlm.models.footprint import release
 from edgevlm.models.vlm import VlmModel
 from edgevlm.runtimes.checks import thread_count
 from edgevlm.runtimes.llama_quantize import QuantizeChoice, quantize_gguf
@@ -109,6 +110,8 @@ def _write(model: VlmModel, path: Path, gguf_type: str, progress: Callable[[floa
         for index, weight in enumerate(weights):
             values = gguf_values(weight.tensor, weight.dtype, weight.source)
             writer.write_tensor_data(reorder_rotary(weight.name, values, spec.decoder))
+            del values
+            release(weight.tensor)
             progress((index + 1) / len(weights))
     finally:
         writer.close()

@@ -31,7 +31,6 @@ from edgevlm.session import Session
 from edgevlm.spec import EncoderSpec, TextTowerSpec, VitSpec
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.scenes import Item, scenes
-from edgevlm.zoo.tokenizer import build_tokenizer
 
 IMAGES, ANSWER = 64, 3
 
@@ -79,13 +78,6 @@ def text_side(encoder: VitSpec, tokenizer: Path) -> TextSide:
 
 #: The first that a method can be used on is taken.
 SUBJECTS = (Subject(CLIP, 6, 9), Subject(FASTVITHD, 3, 4))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    build_tokenizer().save(str(path))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@ from edgevlm.spec import AnyresTiles, AspectTiles, RowsLayout
 from edgevlm.tile_tokens import encode_image
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.scenes import scenes
-from edgevlm.zoo.tokenizer import build_tokenizer
 
 IMAGES, ASKED, ANSWER = 64, 12, 3
 CANVASES = AnyresTiles(((48, 96), (96, 48), (96, 96), (144, 48)), cut_several=True)
@@ -72,13 +71,6 @@ FAMILIES = {
     "internvl": Family(CLIP, AspectTiles(1, 6), None, shuffle=2),
     "onevision": Family(SIGLIP, replace(CANVASES, cut_several=False), RowsLayout(2)),
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    build_tokenizer().save(str(path))
-    return path
 
 
 @pytest.fixture(scope="module")
