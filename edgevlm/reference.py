@@ -1,7 +1,8 @@
 """The original model in float32, a layer at a time: what an exported model must answer like.
 
 In: a `VlmModel` whose weights may be memory-mapped in bf16. Out: image features and logits. Only one decoder layer
-(or a block of head rows) exists in float32 at any moment, so the reference of an 8B model needs little memory.
+(or a block of head rows) exists in float32 at any moment, and what was read of it is let go of, so the reference of an
+8B model needs little memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgevlm.models.decoder import Decoder, DecoderLayer, KeyValue, rotary_for
+from edgevlm.models.footprint import release
 from edgevlm.models.token_drop import Passage, Prompt, kept_places
 from edgevlm.models.vlm import VlmModel
 from edgevlm.patches import graph_inputs
@@ -118,6 +120,7 @@ def fused_prompts(model: VlmModel, images: list[Float32], prompts: list[list[int
     for stored in fusion.layers:
         layer = _float(stored)
         states = [layer(x, fusion.rotary(x.shape[1]), None, None)[0] for x in states]
+        release(stored)
     fused = []
     for raw, mask, prompt, text, x in zip(raws, valid, prompts, texts, states, strict=True):
         kept = x[0, -(fusion.image_tokens + len(text)) :].numpy()
@@ -179,6 +182,7 @@ def last_logits(
                     prompts[number].behind(spec.token_drop, stage),
                 )
                 tables[number] = rotary_for(spec, torch.arange(prompts[number].length)[None])
+        release(stored)
     tails = torch.cat([norm(x[0, -count:]) for x, count in zip(states, counts, strict=True)])
     logits = head_logits(decoder, tails)
     return [part.numpy() for part in torch.split(logits, counts)]
