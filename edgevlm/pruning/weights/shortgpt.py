@@ -100,7 +100,8 @@ class ShortGpt(Pass[ShortGptConfig]):
         spec = dataclasses.replace(model.spec.decoder, num_hidden_layers=len(kept))
         shorter = with_decoder(model, spec, {}, kept)
         gone = ", ".join(str(layer) for layer in sorted(dropped))
-        return with_note(shorter, f"shortgpt: of {len(influence)} decoder layers {gone} are dropped{found}")
+        what = f"{len(dropped)} of {len(influence)} decoder layers dropped (counted from 0: {gone}){found}"
+        return with_note(shorter, f"shortgpt: {what}")
 
     def _chosen(self, choices: Iterator[tuple[list[int], float]]) -> tuple[list[int], float]:
         """As many layers as are asked for, or as keep the divergence within the bound; and the divergence."""

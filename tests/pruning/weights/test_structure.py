@@ -64,7 +64,7 @@ def test_an_idle_layer_is_the_one_that_goes(nano: VlmModel, calibration: Calibra
     )
     short = run(ShortGpt, model, calibration, layers=1)
     assert short.spec.decoder.num_hidden_layers == len(short.decoder.layers) == 3
-    assert "of 4 decoder layers 2 are dropped" in short.spec.notes[-1]
+    assert "1 of 4 decoder layers dropped (counted from 0: 2)" in short.spec.notes[-1]
     expected = {f"decoder.layers.{new}.input_layernorm.weight": str(old) for new, old in enumerate((0, 1, 3))}
     assert short.provenance == expected
     old, new = model.decoder.state_dict(), short.decoder.state_dict()
