@@ -1,8 +1,7 @@
 """Round-to-nearest: the quantizer that needs no data.
 
 In: a weight `[N, K]` of any float dtype. Out: a `QuantizedTensor` whose groups of `group_size` inputs share a scale
-(and a zero point). Symmetric groups follow MLAS, the kernels of ONNX Runtime: the element of largest magnitude, with
-its sign, maps to the one code without a mirror image, -2^(bits-1), so that no code is wasted.
+(and a zero point); `edgevlm.quant.grid` says where the grids lie.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgevlm.quant.grid import fit, grouped
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 
 #: Elements in float32 at a time: an embedding of 150,000 rows is converted piecewise, not whole.
@@ -38,27 +38,10 @@ def quantize(weight: Tensor, scheme: QuantScheme) -> QuantizedTensor:
         block = weight[part].detach().float()
         if not bool(torch.isfinite(block).all()):
             raise ValueError("the weight holds a value that is not finite")
-        grouped = torch.nn.functional.pad(block, (0, groups * scheme.group_size - columns))
-        code, scale, zero = _quantize_groups(grouped.view(-1, groups, scheme.group_size), scheme)
-        codes[part] = code.view(-1, groups * scheme.group_size)[:, :columns].numpy()
-        scales[part] = scale.numpy()
+        padded = grouped(block, scheme.group_size)
+        grid = fit(padded, scheme)
+        codes[part] = grid.encode(padded).to(torch.uint8).view(len(block), -1)[:, :columns].numpy()
+        scales[part] = grid.scale.numpy()
         if zeros is not None:
-            zeros[part] = zero.numpy()
+            zeros[part] = grid.zero.to(torch.uint8).numpy()
     return QuantizedTensor(codes, scales, zeros, scheme)
-
-
-def _quantize_groups(groups: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes uint8 `[n, G, group]`, scales float32 `[n, G]` and zero points uint8 `[n, G]` of float32 groups.
-
-    A short group arrives padded with zeros, which change neither its range (it always includes zero) nor its scale.
-    """
-    levels, middle = (1 << scheme.bits) - 1, 1 << (scheme.bits - 1)
-    low, high = groups.amin(dim=2).clamp(max=0), groups.amax(dim=2).clamp(min=0)
-    if scheme.symmetric:
-        scale = torch.where(high > -low, high, low) / -middle
-        zero = torch.full_like(scale, middle)
-    else:
-        scale = (high - low) / levels
-        zero = torch.where(scale > 0, -low / scale, 0).round().clamp(0, levels)
-    codes = (groups / torch.where(scale == 0, 1, scale)[..., None]).round_().add_(zero[..., None]).clamp_(0, levels)
-    return codes.to(torch.uint8), scale, zero.to(torch.uint8)

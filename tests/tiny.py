@@ -65,6 +65,13 @@ def tiny_model(decoder: DecoderSpec = DECODER) -> VlmModel:
     return VlmModel(spec, vision, module, {}, ())
 
 
+def tiny_with_tokenizer(folder: Path) -> VlmModel:
+    """The same with its tokenizer, which is written to `folder`."""
+    file = folder / "tokenizer.json"
+    build_tokenizer().save(str(file))
+    return replace(tiny_model(), tokenizer_files={file.name: file})
+
+
 def tiny_bundle(model: VlmModel, out: Path, precision: Precision = "fp32") -> Bundle:
     """Write the graphs, the tokenizer and the manifest."""
     out.mkdir()

@@ -33,6 +33,11 @@ _OPTIONS = (
     click.option(
         "--heal", metavar="STEPS[,FIELD=VALUE]...", help="Train the pruned model to answer like the original."
     ),
+    click.option(
+        "--quantize",
+        metavar="SCHEME[,FIELD=VALUE]...",
+        help="How the decoder's codes are chosen: w4-gptq, w4-awq, w4-hqq, w8, q4_0, ... instead of --precision.",
+    ),
 )
 
 
@@ -101,6 +106,15 @@ def _heal(flag: str) -> dict[str, Any]:
     return {"name": "heal", "steps": steps, **options}
 
 
+def _quantize(flag: str) -> dict[str, Any]:
+    scheme, *pairs = flag.split(",")
+    options = _options(pairs)
+    if not scheme or options is None:
+        hint = "write a scheme such as w4-gptq, perhaps with ,group_size=64"
+        raise InputError(f"{flag!r} does not say how to quantize", "--quantize", hint)
+    return {"name": "quantize", "scheme": scheme, **options}
+
+
 def _options(pairs: list[str]) -> dict[str, str] | None:
     """`FIELD=VALUE` pairs; None where one is none."""
     return dict(pair.split("=", 1) for pair in pairs) if all("=" in pair for pair in pairs) else None
@@ -113,4 +127,5 @@ _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "vocab": _vocab,
     "prune_weights": _weights,
     "heal": _heal,
+    "quantize": _quantize,
 }

@@ -26,6 +26,7 @@ from edgevlm.models.tensors import assign
 from edgevlm.models.text_side import TextSide
 from edgevlm.models.text_tower import PatchHead
 from edgevlm.models.vit import Vit, resize_positions
+from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 from edgevlm.spec import CompressedVitSpec, EncoderSpec, FastViTHDSpec, ModelSpec, Qwen2VisionSpec, VitSpec
 
 
@@ -85,6 +86,9 @@ class VlmModel:
         image_newline: `[H]`, the embedding that ends a row of image features, for models that have one.
         text_side: of the CLIP that the encoder comes from, where the checkpoint holds it.
         provenance: for each tensor (`vision.*`, `decoder.*`), which of several sources it came from; empty for one.
+        quantized: how matrices of the decoder are stored, by their parameter's name: codes that an algorithm chose, or
+            the scheme by which they are rounded; the recipe's precision says it of others. `decoder` keeps the numbers
+            before rounding.
     """
 
     spec: ModelSpec
@@ -96,6 +100,7 @@ class VlmModel:
     fusion: Fusion | None = None
     text_side: TextSide | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
+    quantized: Mapping[str, QuantizedTensor | QuantScheme] = field(default_factory=dict)
 
 
 def build_vision(spec: ModelSpec, *, batchnorm: bool = False) -> VisionModel:

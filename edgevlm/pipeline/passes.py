@@ -32,6 +32,7 @@ PASSES: dict[str, str] = {
     "ffn_width": "edgevlm.pruning.weights.ffn_width:FfnWidth",
     "vocab": "edgevlm.pruning.weights.vocab:TrimVocabulary",
     "heal": "edgevlm.pruning.weights.heal:Heal",
+    "quantize": "edgevlm.quant.quantize:Quantize",
 }
 
 #: Why nothing of an earlier stage may follow a pass of this stage.

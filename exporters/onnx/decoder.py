@@ -7,6 +7,8 @@ is a field of `DecoderSpec`. Matrices are converted one at a time. A `Fusion` is
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,19 +20,30 @@ from edgevlm.exporters.onnx.token_drop import Seen
 from edgevlm.models.decoder import Decoder, DecoderLayer, SwiGLU
 from edgevlm.models.fusion import Fusion
 from edgevlm.quant.schemes import Precision, StoredMatrix, TensorRole, scheme_for, store
+from edgevlm.quant.tensor import QuantizedTensor, QuantScheme, stack
 
 Float32 = NDArray[np.float32]
 
 
 class DecoderBuilder:
-    """Adds a decoder, or the layers of a fusion, to a dialect's graph, layer by layer."""
+    """Adds a decoder, or the layers of a fusion, to a dialect's graph, layer by layer.
 
-    def __init__(self, decoder: Decoder | Fusion, dialect: OrtDialect, precision: Precision) -> None:
+    `quantized` says of some matrices, by their parameters' names, how they are stored; `precision` says it of others.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder | Fusion,
+        dialect: OrtDialect,
+        precision: Precision,
+        quantized: Mapping[str, QuantizedTensor | QuantScheme] | None = None,
+    ) -> None:
         self.decoder = decoder
         self.layers = [layer for layer in decoder.layers if isinstance(layer, DecoderLayer)]
         self.spec = decoder.spec
         self.dialect = dialect
         self.precision = precision
+        self.quantized = quantized or {}
         #: Queries, keys and values of the layer at hand, before the rotation, side by side in one or apart.
         self._projections: tuple[str, ...] = ()
 
@@ -53,7 +66,7 @@ class DecoderBuilder:
             x = dialect.keep_last(x, f"{path}.kept.residual")
             if spec.residual == "parallel":
                 normed = dialect.keep_last(normed, f"{path}.kept.normed")
-        attention = self._linear(attention, f"{path}.self_attn.o_proj", layer.self_attn.o_proj)
+        attention = self._product(attention, f"{path}.self_attn.o_proj", layer.self_attn.o_proj)
         if isinstance(branch_norm := layer.attention_branch_norm, nn.RMSNorm):
             eps = branch_norm.eps
             assert eps is not None
@@ -90,19 +103,19 @@ class DecoderBuilder:
         if self.spec.tied_embeddings:
             self.dialect.tied_head(normed, table, None, "logits")
         else:
-            self._linear(normed, "logits", self.decoder.lm_head, role="head")
+            self._linear(normed, "logits", ("lm_head", self.decoder.lm_head), role="head")
         self.dialect.outputs()
 
     def _attention(self, index: int, layer: DecoderLayer, normed: str) -> str:
         spec, dialect, attention = self.spec, self.dialect, layer.self_attn
         path = f"layers.{index}.self_attn"
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        if spec.qk_norm == "none" and not spec.rope_sections:
+        names = (f"{path}.q_proj", f"{path}.k_proj", f"{path}.v_proj")
+        projections = tuple(zip(names, (attention.q_proj, attention.k_proj, attention.v_proj), strict=True))
+        if spec.qk_norm == "none" and not spec.rope_sections and self._together(*names):
             fused = self._linear(normed, f"{path}.qkv_proj", *projections)
             self._projections = (fused,)
             return dialect.attention(fused, "", "", index, f"{path}.mixed")
-        names = (f"{path}.q_proj", f"{path}.k_proj", f"{path}.v_proj")
-        query, key, value = (self._linear(normed, n, p) for n, p in zip(names, projections, strict=True))
+        query, key, value = (self._product(normed, *each) for each in projections)
         if spec.qk_norm != "none":
             for_query = (spec.num_attention_heads, spec.qk_norm, *_affine(attention.q_norm), spec.norm_eps)
             for_key = (spec.num_key_value_heads, spec.qk_norm, *_affine(attention.k_norm), spec.norm_eps)
@@ -117,23 +130,42 @@ class DecoderBuilder:
     def _mlp(self, path: str, layer: DecoderLayer, normed: str) -> str:
         dialect, mlp = self.dialect, layer.mlp
         if isinstance(mlp, SwiGLU):
-            gate = self._linear(normed, f"{path}.mlp.gate_proj", mlp.gate_proj)
-            up = self._linear(normed, f"{path}.mlp.up_proj", mlp.up_proj)
+            names = (f"{path}.mlp.gate_proj", f"{path}.mlp.up_proj")
+            both = tuple(zip(names, (mlp.gate_proj, mlp.up_proj), strict=True))
+            if self._together(*names):
+                gate, up = dialect.halves(self._linear(normed, f"{path}.mlp.gate_up_proj", *both), f"{path}.mlp")
+            else:
+                gate, up = (self._product(normed, *each) for each in both)
             gated = dialect.multiply(dialect.silu(gate, f"{path}.mlp.silu"), up, f"{path}.mlp.gated")
-            return self._linear(gated, f"{path}.mlp.down_proj", mlp.down_proj)
-        hidden = dialect.gelu_tanh(self._linear(normed, f"{path}.mlp.fc1", mlp.fc1), f"{path}.mlp.gelu")
-        return self._linear(hidden, f"{path}.mlp.fc2", mlp.fc2)
+            return self._product(gated, f"{path}.mlp.down_proj", mlp.down_proj)
+        hidden = dialect.gelu_tanh(self._product(normed, f"{path}.mlp.fc1", mlp.fc1), f"{path}.mlp.gelu")
+        return self._product(hidden, f"{path}.mlp.fc2", mlp.fc2)
 
-    def _linear(self, x: str, name: str, *layers: nn.Linear, role: TensorRole = "linear") -> str:
-        """One product for layers that share their input, outputs side by side."""
-        weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
+    def _product(self, x: str, path: str, layer: nn.Linear) -> str:
+        """The product of one layer, named after its path."""
+        return self._linear(x, path, (path, layer))
+
+    def _together(self, *paths: str) -> bool:
+        """Whether matrices with the same inputs are stored alike, so that they can be one product."""
+        schemes = [self.quantized.get(f"{path}.weight") for path in paths]
+        return len({each.scheme if isinstance(each, QuantizedTensor) else each for each in schemes}) == 1
+
+    def _linear(self, x: str, name: str, *layers: tuple[str, nn.Linear], role: TensorRole = "linear") -> str:
+        """One product for layers, each with its path, that share their input and scheme, outputs side by side."""
         bias = None
-        if layers[0].bias is not None:
-            bias = to_float32(torch.cat([layer.bias for layer in layers]))
-        return self.dialect.linear(x, self._matrix(name, weight, role), bias, name)
+        if layers[0][1].bias is not None:
+            bias = to_float32(torch.cat([layer.bias for _, layer in layers]))
+        return self.dialect.linear(x, self._matrix(layers, role), bias, name)
 
-    def _matrix(self, name: str, weight: Tensor, role: TensorRole) -> StoredMatrix:
-        return store(weight, scheme_for(f"{name}.weight", role, weight.shape[1], self.precision))
+    def _matrix(self, layers: Sequence[tuple[str, nn.Linear]], role: TensorRole) -> StoredMatrix:
+        chosen = [self.quantized.get(f"{path}.weight") for path, _ in layers]
+        given = [each for each in chosen if isinstance(each, QuantizedTensor)]
+        if given:
+            return stack(given)
+        weight = layers[0][1].weight if len(layers) == 1 else torch.cat([layer.weight for _, layer in layers])
+        asked = chosen[0] if isinstance(chosen[0], QuantScheme) else None
+        path = f"{layers[0][0]}.weight"
+        return store(weight, asked or scheme_for(path, role, weight.shape[1], self.precision))
 
 
 def to_float32(tensor: Tensor) -> Float32:

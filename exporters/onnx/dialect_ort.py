@@ -18,7 +18,7 @@ from edgevlm.exporters.onnx.table import StoredTable
 from edgevlm.exporters.onnx.token_drop import Seen, declare_images, kept_places, part_suffix
 from edgevlm.models.decoder import rotary_tables
 from edgevlm.quant.schemes import StoredMatrix
-from edgevlm.quant.tensor import QuantizedTensor
+from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 from edgevlm.spec import DecoderSpec
 
 Float32 = NDArray[np.float32]
@@ -135,7 +135,7 @@ class OrtDialect:
         zeros = pack_zero_points(matrix)
         inputs.append("" if zeros is None else graph.weight(f"{name}.weight.zero_points", zeros))
         rows, columns = matrix.codes.shape
-        return self._quantized_product(inputs, rows, columns, matrix.scheme.bits, matrix.scheme.group_size, bias, name)
+        return self._quantized_product(inputs, rows, columns, matrix.scheme, bias, name)
 
     def tied_head(self, x: str, table: StoredTable, bias: Float32 | None, name: str) -> str:
         """`[B, S, H]` times the embedding table `[V, H]`, reading the bytes that the embedding graph wrote."""
@@ -146,7 +146,7 @@ class OrtDialect:
             return self._float_product(x, weight, half=half, bias=bias, name=name)
         scheme = table.scheme
         groups = -(-table.columns // scheme.group_size)
-        blocks = (table.rows, groups, scheme.group_size * scheme.bits // 8)
+        blocks = (table.rows, groups, scheme.group_size * scheme.storage_bits // 8)
         assert table.scales is not None
         inputs = [
             x,
@@ -155,10 +155,10 @@ class OrtDialect:
         ]
         if table.zero_points is not None:
             inputs.append(graph.stored(f"{name}.weight.zero_points", table.zero_points))
-        return self._quantized_product(inputs, table.rows, table.columns, scheme.bits, scheme.group_size, bias, name)
+        return self._quantized_product(inputs, table.rows, table.columns, scheme, bias, name)
 
     def _quantized_product(
-        self, inputs: list[str], rows: int, columns: int, bits: int, block: int, bias: Float32 | None, name: str
+        self, inputs: list[str], rows: int, columns: int, scheme: QuantScheme, bias: Float32 | None, name: str
     ) -> str:
         if bias is not None:
             inputs = [*inputs, *[""] * (5 - len(inputs)), self.graph.weight(f"{name}.bias", bias)]
@@ -171,8 +171,8 @@ class OrtDialect:
             domain=CONTRIB,
             N=rows,
             K=columns,
-            bits=bits,
-            block_size=block,
+            bits=scheme.storage_bits,
+            block_size=scheme.group_size,
             accuracy_level=self.accuracy_level,
         )
 
@@ -246,6 +246,12 @@ class OrtDialect:
     def silu(self, x: str, name: str) -> str:
         """x * sigmoid(x): QuickGelu with alpha 1."""
         return self.graph.op("QuickGelu", [x], name, domain=CONTRIB, alpha=1.0)
+
+    def halves(self, x: str, name: str) -> tuple[str, str]:
+        """The first and the second half of the channels of `[B, S, 2 C]`."""
+        first, second = f"{name}.first", f"{name}.second"
+        self.graph.ops("Split", [x], [first, second], axis=-1, num_outputs=2)
+        return first, second
 
     def multiply(self, a: str, b: str, name: str) -> str:
         """Elementwise product."""

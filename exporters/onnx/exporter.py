@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgevlm.errors import CheckpointError
 from edgevlm.exporters.base import Artifact, Progress, Role
@@ -31,7 +31,8 @@ from edgevlm.models.footprint import release
 from edgevlm.models.fusion import Fusion
 from edgevlm.models.text_side import TextSide
 from edgevlm.models.vlm import VlmModel
-from edgevlm.quant.schemes import Precision, scheme_for, store
+from edgevlm.quant.schemes import Precision, Scheme, scheme_for, store
+from edgevlm.quant.tensor import QuantizedTensor
 from edgevlm.spec import ModelSpec
 
 
@@ -199,8 +200,9 @@ def _export_embedding(
     weight = model.decoder.embed_tokens.weight
     steps.before("token embedding")
     with ExternalData(folder / layout.data_file(layout.EMBEDDING, precision)) as data:
-        scheme = scheme_for("embed_tokens.weight", "embedding", weight.shape[1], precision)
-        table = write_table(store(weight, scheme), data)
+        asked = model.quantized.get("embed_tokens.weight")
+        matrix = asked if isinstance(asked, QuantizedTensor) else store(weight, asked or _embedding(weight, precision))
+        table = write_table(matrix, data)
         graph = Graph(layout.EMBEDDING, data)
         build_embedding(graph, table, model.spec.prompt.image_token_id)
     graph.save(folder / layout.graph_file(layout.EMBEDDING, precision))
@@ -209,13 +211,17 @@ def _export_embedding(
     return table, _artifacts("embed", layout.EMBEDDING, precision, weight.numel(), table.weight_bytes)
 
 
+def _embedding(weight: Tensor, precision: Precision) -> Scheme:
+    return scheme_for("embed_tokens.weight", "embedding", weight.shape[1], precision)
+
+
 def _export_decoder(
     model: VlmModel, folder: Path, precision: Precision, table: StoredTable, steps: _Steps
 ) -> list[Artifact]:
     decoder = model.decoder
     with ExternalData(folder / layout.data_file(layout.DECODER, precision)) as data:
         graph = Graph(layout.DECODER, data)
-        builder = DecoderBuilder(decoder, OrtDialect(graph, decoder.spec), precision)
+        builder = DecoderBuilder(decoder, OrtDialect(graph, decoder.spec), precision, model.quantized)
         x, normed = builder.begin()
         for index, layer in enumerate(decoder.layers):
             x, normed = builder.layer(index, x, normed)

@@ -85,7 +85,7 @@ def build_embedding(graph: Graph, table: StoredTable, image_token_id: int) -> No
             gather_axis=0,
             quantize_axis=1,
             block_size=scheme.group_size,
-            bits=scheme.bits,
+            bits=scheme.storage_bits,
         )
         if padded:
             bounds = [graph.integers(0), graph.integers(table.columns), graph.integers(2)]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 
+from edgevlm.models.rebuild import with_decoder
 from edgevlm.models.vlm import VlmModel
 from edgevlm.pruning.tokens.reducer import Method, OptionsT
-from edgevlm.pruning.weights.rebuild import with_decoder
 from edgevlm.spec import ModelSpec, TokenDropSpec
 
 

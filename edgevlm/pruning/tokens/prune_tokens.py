@@ -13,13 +13,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgevlm.errors import InputError
+from edgevlm.models.rebuild import with_note
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.pruning.tokens import CHOOSERS, REDUCERS
 from edgevlm.pruning.tokens.attention_scores import has_class_token
 from edgevlm.pruning.tokens.chooser import Choice, Chooser
 from edgevlm.pruning.tokens.reducer import Method, Options, Ranking
-from edgevlm.pruning.weights.rebuild import with_note
 from edgevlm.recipe import PassEntry
 from edgevlm.spec import LdpSpec, ModelSpec, QFormerSpec, RowsLayout, VitSpec
 from edgevlm.validation import first_problem

@@ -21,10 +21,10 @@ from edgevlm.calibration.scratch import Scratch
 from edgevlm.calibration.statistics import SecondMoments
 from edgevlm.errors import InputError
 from edgevlm.models.decoder import DecoderLayer, SwiGLU
+from edgevlm.models.rebuild import with_decoder, with_note
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.progress import part_of
-from edgevlm.pruning.weights.rebuild import with_decoder, with_note
 from edgevlm.recipe import Recipe
 from edgevlm.spec import DecoderSpec, ModelSpec
 

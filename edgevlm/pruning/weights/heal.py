@@ -36,11 +36,11 @@ from edgevlm.calibration.sources import open_calibration
 from edgevlm.longrun import cache_folder, interrupts
 from edgevlm.models.decoder import rotary_for
 from edgevlm.models.footprint import release
+from edgevlm.models.rebuild import with_decoder, with_note
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.progress import Report, part_of
 from edgevlm.pruning.weights.packs import groups_of, pack
-from edgevlm.pruning.weights.rebuild import with_decoder, with_note
 from edgevlm.pruning.weights.student import Student
 from edgevlm.spec import ModelSpec
 

@@ -23,10 +23,10 @@ from edgevlm.calibration.layers import run_through
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.errors import InputError
 from edgevlm.models.decoder import Decoder
+from edgevlm.models.rebuild import with_decoder, with_note
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.progress import Report, part_of
-from edgevlm.pruning.weights.rebuild import with_decoder, with_note
 from edgevlm.spec import ModelSpec
 
 

@@ -20,13 +20,13 @@ from edgevlm.calibration.scratch import Scratch
 from edgevlm.calibration.statistics import SecondMoments, SquaredNorms
 from edgevlm.errors import InputError
 from edgevlm.models.decoder import Decoder, DecoderLayer
+from edgevlm.models.rebuild import with_decoder, with_note
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.progress import Report, part_of
 from edgevlm.pruning.weights import ecoflap, tamp
 from edgevlm.pruning.weights.budgets import allocate, whole_zeros
 from edgevlm.pruning.weights.masks import Pattern, parse_pattern
-from edgevlm.pruning.weights.rebuild import with_decoder, with_note
 from edgevlm.pruning.weights.sparsegpt import sparsegpt
 from edgevlm.pruning.weights.wanda import magnitude, wanda
 from edgevlm.spec import ModelSpec

@@ -26,11 +26,11 @@ from edgevlm.calibration import Calibration
 from edgevlm.calibration.sources import SCENES
 from edgevlm.errors import EdgeVLMError, InputError
 from edgevlm.models.checkpoint import read_json
+from edgevlm.models.rebuild import with_decoder, with_note
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.preprocess import prepare
 from edgevlm.prompt import IMAGE_PLACEHOLDER, Message, PromptFormatter
-from edgevlm.pruning.weights.rebuild import with_decoder, with_note
 from edgevlm.pruning.weights.vocabulary import Trimmed, trim
 from edgevlm.spec import FramedLayout, ModelSpec, PromptSpec
 from edgevlm.tokenizer import Tokenizer

@@ -19,10 +19,10 @@ from edgevlm.calibration.layers import run_through
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.calibration.sources import open_calibration
 from edgevlm.models import VlmModel, load, resolve
+from edgevlm.models.rebuild import with_decoder
 from edgevlm.passes import PassContext
 from edgevlm.pruning.weights.heal import Heal, HealConfig, Trainer, teach
 from edgevlm.pruning.weights.packs import groups_of
-from edgevlm.pruning.weights.rebuild import with_decoder
 from edgevlm.pruning.weights.shortgpt import ShortGpt, divergence
 from edgevlm.pruning.weights.sparsify import PruneWeights
 from edgevlm.pruning.weights.student import Student

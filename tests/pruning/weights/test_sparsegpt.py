@@ -5,27 +5,15 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from linear_inputs import correlated, moments_of
 from numpy.typing import NDArray
 
-from edgevlm.calibration.statistics import SecondMoments, inverse_factor, relative_error
+from edgevlm.calibration.statistics import inverse_factor, relative_error
 from edgevlm.pruning.weights.masks import Pattern, follows
 from edgevlm.pruning.weights.sparsegpt import DAMPING, sparsegpt
 from edgevlm.pruning.weights.wanda import magnitude, wanda
 
 Float64 = NDArray[np.float64]
-
-
-def correlated(rows: int, channels: int, seed: int = 0) -> torch.Tensor:
-    """Inputs whose channels have different sizes and depend on one another, as activations do."""
-    generator = torch.Generator().manual_seed(seed)
-    mixed = torch.randn(rows, channels, generator=generator) @ torch.randn(channels, channels, generator=generator)
-    return mixed * torch.logspace(-1, 1, channels)[torch.randperm(channels, generator=generator)]
-
-
-def moments_of(inputs: torch.Tensor) -> torch.Tensor:
-    moments = SecondMoments(inputs.shape[1])
-    moments.add(inputs)
-    return moments.mean
 
 
 def damped(moments: torch.Tensor) -> Float64:

@@ -16,8 +16,8 @@ from edgevlm.calibration.layers import walk
 from edgevlm.calibration.statistics import SecondMoments, relative_error
 from edgevlm.errors import InputError
 from edgevlm.models import VlmModel, load, resolve
+from edgevlm.models.rebuild import with_decoder
 from edgevlm.pruning.weights.ffn_width import FfnWidth, refit
-from edgevlm.pruning.weights.rebuild import with_decoder
 from edgevlm.pruning.weights.shortgpt import ShortGpt, block_influence
 from edgevlm.zoo.synth import synth
 

@@ -1,0 +1,62 @@
+"""Named schemes: what `--quantize` and the field `scheme` of the pass `quantize` may say.
+
+A name decides bits, algorithm and grid of the decoder's matrices, the precision of everything else, and the format that
+can hold it. Fields of the pass change single numbers of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgevlm.quant.tensor import Algorithm, QuantScheme
+from edgevlm.recipe import Precision
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One named scheme.
+
+    Attributes:
+        bits: of the decoder's linear layers.
+        algorithm: who chooses their codes.
+        symmetric: without zero points.
+        group_size: inputs that share a scale; None lets the matrix's width decide.
+        half_scales: scales are float16 numbers.
+        formats: that can hold it.
+    """
+
+    bits: Literal[3, 4, 8]
+    algorithm: Algorithm
+    symmetric: bool = True
+    group_size: int | None = None
+    half_scales: bool = False
+    formats: tuple[str, ...] = ("onnx",)
+
+    @property
+    def precision(self) -> Precision:
+        """What the recipe's `precision` must say beside it."""
+        return "int8" if self.bits == 8 else "int4"
+
+
+PRESETS: dict[str, Preset] = {
+    "w8": Preset(8, "rtn"),
+    "w4-rtn": Preset(4, "rtn"),
+    "w4-gptq": Preset(4, "gptq"),
+    "w4-awq": Preset(4, "awq"),
+    "w4-awq-gptq": Preset(4, "awq-gptq"),
+    "w4-hqq": Preset(4, "hqq"),
+    "w3-rtn": Preset(3, "rtn"),
+    "w3-gptq": Preset(3, "gptq"),
+    "w3-awq": Preset(3, "awq"),
+    "w3-awq-gptq": Preset(3, "awq-gptq"),
+    "w3-hqq": Preset(3, "hqq"),
+    "q4_0": Preset(4, "gptq", group_size=32, half_scales=True, formats=("gguf",)),
+    "q8_0": Preset(8, "gptq", group_size=32, half_scales=True, formats=("gguf",)),
+}
+
+
+def scheme_of(preset: Preset, columns: int, group_size: int) -> QuantScheme:
+    """The scheme of a matrix with `columns` inputs, where `group_size` is what its width asks for."""
+    size = preset.group_size or group_size
+    return QuantScheme(preset.bits, min(size, columns), preset.symmetric, preset.algorithm, preset.half_scales)
