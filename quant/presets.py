@@ -6,7 +6,8 @@ can hold it. Fields of the pass change single numbers of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgevlm.quant.tensor import Algorithm, QuantScheme
@@ -34,11 +35,18 @@ class Preset:
     formats: tuple[str, ...] = ("onnx",)
 
     @property
+    def needs_calibration(self) -> bool:
+        """Whether its algorithm looks at inputs."""
+        return self.algorithm not in ("rtn", "hqq")
+
+    @property
     def precision(self) -> Precision:
         """What the recipe's `precision` must say beside it."""
         return "int8" if self.bits == 8 else "int4"
 
 
+#: Group sizes that kernels have.
+GROUP_SIZES = (16, 32, 64, 128, 256)
 PRESETS: dict[str, Preset] = {
     "w8": Preset(8, "rtn"),
     "w4-rtn": Preset(4, "rtn"),
@@ -60,3 +68,28 @@ def scheme_of(preset: Preset, columns: int, group_size: int) -> QuantScheme:
     """The scheme of a matrix with `columns` inputs, where `group_size` is what its width asks for."""
     size = preset.group_size or group_size
     return QuantScheme(preset.bits, min(size, columns), preset.symmetric, preset.algorithm, preset.half_scales)
+
+
+def read_scheme(text: str) -> Preset:
+    """A preset by its name, or with another group size: `w4-gptq:32`.
+
+    Raises:
+        ValueError: there is no such preset, or kernels have no such group size.
+    """
+    name, _, size = text.partition(":")
+    if name not in PRESETS:
+        raise ValueError(f"{name!r} is none of {', '.join(PRESETS)}")
+    if not size:
+        return PRESETS[name]
+    if size not in map(str, GROUP_SIZES):
+        raise ValueError(f"the group size in {text!r} is none of {', '.join(map(str, GROUP_SIZES))}")
+    return replace(PRESETS[name], group_size=int(size))
+
+
+def candidates(format_: str, widths: Collection[int]) -> tuple[str, ...]:
+    """Schemes that `auto` chooses among for a format and matrices of these widths, smallest first."""
+    if format_ == "gguf":
+        return ("q4_0", "q8_0")
+    fitting = [size for size in (128, 64, 32) if not any(width % size for width in widths)] or [32]
+    few = dict.fromkeys(f"w4-gptq:{size}" for size in (fitting[0], fitting[-1]))
+    return (*few, f"w8:{fitting[0]}")

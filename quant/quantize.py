@@ -1,4 +1,4 @@
-"""The pass `quantize`: codes for the decoder's matrices, chosen by GPTQ, AWQ, HQQ or rounding.
+"""The pass `quantize`: codes for the decoder's matrices, chosen by GPTQ, AWQ, HQQ or rounding, or by a budget.
 
 In: a model and, for the algorithms that look at inputs, calibration samples. Out: the same model with
 `VlmModel.quantized`, which exporters lay out as it is. AWQ's factors are folded into the weights around each matrix, so
@@ -10,45 +10,45 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
-from edgevlm.calibration.layers import linear_groups
 from edgevlm.calibration.moments import LayerMoments, layer_moments
 from edgevlm.calibration.scratch import Scratch
-from edgevlm.errors import CheckpointError
 from edgevlm.models.decoder import Decoder, DecoderLayer
 from edgevlm.models.rebuild import with_decoder, with_note
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
 from edgevlm.progress import part_of
-from edgevlm.quant import rtn
-from edgevlm.quant.awq import channel_factors, clipped
-from edgevlm.quant.folding import fold, source_of
-from edgevlm.quant.gptq import DAMPING, gptq
-from edgevlm.quant.hqq import hqq
-from edgevlm.quant.presets import PRESETS, scheme_of
-from edgevlm.quant.schemes import group_size
+from edgevlm.quant import auto
+from edgevlm.quant.budget import parse_budget
+from edgevlm.quant.gptq import DAMPING
+from edgevlm.quant.layer_codes import GptqOptions, layer_codes, scheme_for_width
+from edgevlm.quant.presets import GROUP_SIZES, PRESETS, Preset, candidates, read_scheme
+from edgevlm.quant.sizes import float_bytes, matrix_bytes, vision_bytes
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
-from edgevlm.recipe import Recipe
+from edgevlm.recipe import PassEntry, Recipe
 from edgevlm.spec import DecoderSpec, ModelSpec
 
-#: Group sizes that kernels have.
-GROUP_SIZES = (16, 32, 64, 128, 256)
+_AUTO = "auto"
+#: What `auto` spends where nobody says.
+DEFAULT_BUDGET = "accuracy_drop=1.0"
 
 
 class QuantizeConfig(BaseModel):
     """What a recipe says about quantization.
 
     Attributes:
-        scheme: one of `edgevlm.quant.presets.PRESETS`.
+        scheme: one of `edgevlm.quant.presets.PRESETS`, perhaps with a group size behind a colon, or `auto`.
+        budget: of `auto`: `size=300MB`, `bits=4.5`, `kl=0.01` or `accuracy_drop=1.0`.
+        layers: of `auto`, what it chose before: a scheme for each decoder layer; nothing is searched then.
+        tables: the scheme whose grid embedding and head are rounded to; None takes the precision's. `auto` chooses it.
         group_size: inputs that share a scale, instead of the scheme's.
         symmetric: without zero points, instead of the scheme's.
-        embedding: bits of embedding and head, instead of the decoder's.
         act_order: of GPTQ, see `edgevlm.quant.gptq`.
         damping: of GPTQ.
     """
@@ -56,17 +56,33 @@ class QuantizeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scheme: str
+    budget: str | None = None
+    layers: tuple[str, ...] | None = None
+    tables: str | None = None
     group_size: int | None = None
     symmetric: bool | None = None
-    embedding: Literal[4, 8] | None = None
     act_order: bool = True
     damping: float = Field(default=DAMPING, gt=0, le=1)
 
-    @field_validator("scheme")
+    @field_validator("scheme", "tables")
     @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in PRESETS:
-            raise ValueError(f"one of {', '.join(PRESETS)}")
+    def _known(cls, value: str | None) -> str | None:
+        if value not in (None, _AUTO):
+            read_scheme(value)
+        return value
+
+    @field_validator("layers")
+    @classmethod
+    def _all_known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for each in value or ():
+            read_scheme(each)
+        return value
+
+    @field_validator("budget")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_budget(value)
         return value
 
     @field_validator("group_size")
@@ -76,10 +92,17 @@ class QuantizeConfig(BaseModel):
             raise ValueError(f"one of {', '.join(map(str, GROUP_SIZES))}")
         return value
 
-    @field_validator("embedding", mode="before")
-    @classmethod
-    def _number(cls, value: object) -> object:
-        return int(value) if isinstance(value, str) and value.isdigit() else value
+    @model_validator(mode="after")
+    def _one_way(self) -> QuantizeConfig:
+        fixed = [name for name in ("group_size", "symmetric") if getattr(self, name) is not None]
+        if self.scheme == _AUTO and fixed:
+            raise ValueError(f"{fixed[0]} cannot be given with scheme auto, which chooses it")
+        free = [name for name in ("budget", "layers") if getattr(self, name) is not None]
+        if self.scheme != _AUTO and free:
+            raise ValueError(f"{free[0]} needs scheme auto")
+        if (self.layers is None) != (self.tables is None) and self.scheme == _AUTO:
+            raise ValueError("layers and tables are given together, as auto chose them")
+        return self
 
 
 class Quantize(Pass[QuantizeConfig]):
@@ -90,33 +113,60 @@ class Quantize(Pass[QuantizeConfig]):
 
     def __init__(self, config: QuantizeConfig, seed: int) -> None:
         super().__init__(config, seed)
-        preset = PRESETS[config.scheme]
+        self.options = GptqOptions(config.act_order, config.damping)
+        self._recipe = Recipe(model="unknown")
+        self._plan: auto.Plan | None = None
+        if config.scheme == _AUTO:
+            self.needs_calibration = True
+            return
+        preset = read_scheme(config.scheme)
         symmetric = preset.symmetric if config.symmetric is None else config.symmetric
         size = config.group_size or preset.group_size
-        self.preset = dataclasses.replace(preset, group_size=size, symmetric=symmetric)
-        self.needs_calibration = preset.algorithm not in ("rtn", "hqq")
+        self._uniform = dataclasses.replace(preset, group_size=size, symmetric=symmetric)
+        self.needs_calibration = preset.needs_calibration
+
+    def settled(self) -> PassEntry | None:
+        """What `auto` chose."""
+        if self._plan is None:
+            return None
+        fields = {**self.config.model_dump(exclude_defaults=True), "layers": self._plan.layers}
+        return PassEntry.model_validate({"name": self.name, **fields, "tables": self._plan.tables})
 
     def fits(self, recipe: Recipe) -> str | None:
         """Why the pass cannot stand in this recipe, or None."""
-        scheme, preset = self.config.scheme, self.preset
+        self._recipe = recipe
+        scheme = self.config.scheme
+        if scheme == _AUTO:
+            return None if recipe.precision == "int4" else f"auto needs precision int4, not {recipe.precision}"
+        preset = self._uniform
         if recipe.format not in preset.formats:
             return f"{scheme} is for format {' or '.join(preset.formats)}, not {recipe.format}"
         if recipe.format == "gguf":
+            name = scheme.partition(":")[0]
             wanted = recipe.gguf_type or {"int4": "q4_0", "int8": "q8_0"}.get(recipe.precision)
-            return None if wanted == scheme else f"{scheme} needs gguf_type {scheme}"
+            return None if wanted == name else f"{scheme} needs gguf_type {name}"
         if recipe.precision != preset.precision:
             return f"{scheme} needs precision {preset.precision}, not {recipe.precision}"
         return None
 
     def applies_to(self, spec: ModelSpec) -> str | None:
         """Why this model cannot take the pass, or None."""
-        size = self.preset.group_size
-        for what, width in _widths(spec.decoder).items():
-            if size is not None and width % size:
-                fitting = ", ".join(str(each) for each in GROUP_SIZES if not width % each)
-                fits = f"; these do: {fitting}" if fitting else ""
-                return f"a group size of {size} does not divide the {width} inputs of {what}{fits}"
+        given = self.config.layers
+        if given is not None and len(given) != spec.decoder.num_hidden_layers:
+            return f"it has {spec.decoder.num_hidden_layers} layers, and the recipe has schemes for {len(given)}"
+        for preset in {read_scheme(name) for name in given or ()} or ({self._uniform} if self._one else set()):
+            for what, width in _widths(spec.decoder).items():
+                size = preset.group_size
+                if size is not None and width % size:
+                    fitting = ", ".join(str(each) for each in GROUP_SIZES if not width % each)
+                    fits = f"; these do: {fitting}" if fitting else ""
+                    return f"a group size of {size} does not divide the {width} inputs of {what}{fits}"
         return None
+
+    @property
+    def _one(self) -> bool:
+        """Whether all layers have one scheme."""
+        return self.config.scheme != _AUTO
 
     def planned(self, spec: ModelSpec) -> ModelSpec:
         """The spec as it is."""
@@ -124,29 +174,53 @@ class Quantize(Pass[QuantizeConfig]):
 
     @torch.no_grad()
     def run(self, model: VlmModel, context: PassContext) -> VlmModel:
-        """The model with codes."""
+        """The model with codes.
+
+        Raises:
+            InputError: the budget cannot be met.
+            CheckpointError: a weight or an activation is not finite.
+        """
         scratch = Scratch(0 if context.calibration is None else context.calibration.memory)
+        if not self._one and self.config.layers is None:
+            return self._chosen(model, context, scratch)
+        presets = [read_scheme(name) for name in self.config.layers or ()]
+        presets = presets or [self._uniform] * len(model.decoder.layers)
         quantized: dict[str, QuantizedTensor | QuantScheme] = {}
         changed: dict[str, Tensor] = {}
         for found in self._layers(model, context, scratch):
-            path = f"layers.{found.index}"
-            moments = self._fold(found) if "awq" in self.preset.algorithm else found.moments
-            for group in linear_groups(found.layer):
-                for name, tensor in self._quantize(found.layer, group, moments.get(group[0]), path).items():
-                    quantized[f"{path}.{name}.weight"] = _kept(tensor, scratch)
-            if "awq" in self.preset.algorithm:
+            preset = presets[found.index]
+            for name, tensor in layer_codes(found, preset, self.options).items():
+                quantized[f"layers.{found.index}.{name}.weight"] = auto.kept(tensor, scratch)
+            if "awq" in preset.algorithm:
                 changed |= _altered(model.decoder, found, scratch)
-        quantized |= self._tables(model.decoder)
         if changed:
             model = with_decoder(model, model.spec.decoder, changed)
-        model = dataclasses.replace(model, quantized=quantized)
-        return with_note(model, f"quantized: {self._described(model.spec.decoder)}")
+        return self._finished(model, quantized, self.config.tables, presets)
+
+    def _chosen(self, model: VlmModel, context: PassContext, scratch: Scratch) -> VlmModel:
+        """The model with what `auto` chooses."""
+        assert context.calibration is not None
+        schemes = candidates(self._recipe.format, _widths(model.spec.decoder).values())
+        budget = parse_budget(self.config.budget or DEFAULT_BUDGET)
+        others = _other_weights(model, self._recipe)
+        self._plan = auto.search(
+            model, context.calibration, budget, schemes, others, self.options, scratch, context.progress
+        )
+        quantized: dict[str, QuantizedTensor | QuantScheme] = {
+            f"layers.{index}.{name}.weight": tensor
+            for index, codes in enumerate(self._plan.codes)
+            for name, tensor in codes.items()
+        }
+        presets = [read_scheme(name) for name in self._plan.layers]
+        finished = self._finished(model, quantized, self._plan.tables, presets)
+        counts = ", ".join(f"{count} x {name}" for name, count in sorted(Counter(self._plan.layers).items()))
+        note = f"auto: layers {counts}; tables {self._plan.tables}; KL of the answers {self._plan.kl:.2g}"
+        return with_note(finished, note)
 
     def _layers(self, model: VlmModel, context: PassContext, scratch: Scratch) -> Iterator[LayerMoments]:
         if self.needs_calibration:
             assert context.calibration is not None
-            report = part_of(context.progress, 0, 1)
-            yield from layer_moments(model, context.calibration, scratch, report)
+            yield from layer_moments(model, context.calibration, scratch, part_of(context.progress, 0, 1))
             return
         count = len(model.decoder.layers)
         for index, layer in enumerate(model.decoder.layers):
@@ -155,64 +229,46 @@ class Quantize(Pass[QuantizeConfig]):
             assert isinstance(copied, DecoderLayer)
             yield LayerMoments(index, copied, {})
 
-    def _scheme(self, columns: int) -> QuantScheme:
-        return scheme_of(self.preset, columns, group_size(columns))
+    def _finished(
+        self,
+        model: VlmModel,
+        quantized: Mapping[str, QuantizedTensor | QuantScheme],
+        tables: str | None,
+        presets: list[Preset],
+    ) -> VlmModel:
+        """The model with these codes, schemes of its tables, and notes for people."""
+        spec, added = model.spec.decoder, {}
+        if tables is not None:
+            names = ["embed_tokens.weight", *([] if spec.tied_embeddings else ["lm_head.weight"])]
+            preset = dataclasses.replace(read_scheme(tables), algorithm="rtn")
+            added = dict.fromkeys(names, scheme_for_width(preset, spec.hidden_size))
+        model = dataclasses.replace(model, quantized={**quantized, **added})
+        return with_note(model, f"quantized: {_described(spec, presets, tables)}")
 
-    def _fold(self, found: LayerMoments) -> dict[str, Tensor]:
-        """Fold AWQ's factors into the layer; returns the second moments of what its modules then get."""
-        chosen = {}
-        for group in linear_groups(found.layer):
-            source, moments = source_of(found.layer, group), found.moments[group[0]]
-            if source is not None:
-                weight = _stacked(found.layer, group)
-                chosen[group] = source, channel_factors(weight, moments, self._scheme(weight.shape[1]), source.owners)
-        scaled = dict(found.moments)
-        for group, (source, factors) in chosen.items():
-            fold(found.layer, group, source, factors)
-            scaled[group[0]] = scaled[group[0]] / factors / factors[:, None]
-        return scaled
 
-    def _quantize(
-        self, layer: DecoderLayer, group: tuple[str, ...], moments: Tensor | None, path: str
-    ) -> dict[str, QuantizedTensor]:
-        """Codes of modules with the same inputs."""
-        weight, config = _stacked(layer, group), self.config
-        if not bool(torch.isfinite(weight).all()):
-            raise CheckpointError(
-                "a weight is not finite", f"decoder.{path}.{group[0]}", "download the checkpoint again"
-            )
-        scheme = self._scheme(weight.shape[1])
-        if scheme.algorithm == "rtn":
-            whole = rtn.quantize(weight, scheme)
-        elif scheme.algorithm == "hqq":
-            whole = hqq(weight, scheme)
-        else:
-            assert moments is not None
-            if scheme.algorithm == "awq":
-                whole = clipped(weight, moments, scheme)
-            else:
-                whole = gptq(weight, moments, scheme, act_order=config.act_order, damping=config.damping)
-        split, start = {}, 0
-        for name in group:
-            rows = slice(start, start := start + len(layer.get_submodule(name).weight))  # type: ignore[arg-type]
-            zeros = None if whole.zero_points is None else whole.zero_points[rows]
-            split[name] = QuantizedTensor(whole.codes[rows], whole.scales[rows], zeros, scheme)
-        return split
+def _described(spec: DecoderSpec, presets: list[Preset], tables: str | None) -> str:
+    schemes = [scheme_for_width(preset, spec.hidden_size) for preset in dict.fromkeys(presets)]
+    each = [
+        f"{scheme.algorithm}, {scheme.bits} bits in groups of {scheme.group_size}, "
+        f"{'symmetric' if scheme.symmetric else 'with zero points'}"
+        for scheme in schemes
+    ]
+    return " and ".join(each) + ("" if tables is None else f"; embedding and head {tables}")
 
-    def _tables(self, decoder: Decoder) -> dict[str, QuantScheme]:
-        """Schemes of the embedding and of a head of its own, where they are not what the precision says."""
-        if self.config.embedding is None:
-            return {}
-        names = ["embed_tokens.weight"] if decoder.spec.tied_embeddings else ["embed_tokens.weight", "lm_head.weight"]
-        columns = decoder.spec.hidden_size
-        preset = dataclasses.replace(self.preset, bits=self.config.embedding, algorithm="rtn")
-        return dict.fromkeys(names, scheme_of(preset, columns, group_size(columns)))
 
-    def _described(self, spec: DecoderSpec) -> str:
-        scheme = self._scheme(spec.hidden_size)
-        zeros = "symmetric" if scheme.symmetric else "with zero points"
-        embedding = "" if self.config.embedding is None else f"; embedding and head {self.config.embedding} bits"
-        return f"{scheme.algorithm}, {scheme.bits} bits in groups of {scheme.group_size}, {zeros}{embedding}"
+def _other_weights(model: VlmModel, recipe: Recipe) -> auto.Weights:
+    """What is outside the decoder."""
+    precision = recipe.vision_precision or "fp16"
+    total = vision_bytes(model.vision, precision)
+    count = sum(tensor.numel() for tensor in model.vision.parameters())
+    if model.fusion is not None:
+        for tensor in model.fusion.parameters():
+            count += tensor.numel()
+            if tensor.ndim == 2:
+                scheme = scheme_for_width(PRESETS["w4-rtn"], tensor.shape[1])
+                total += matrix_bytes(tensor.shape[0], tensor.shape[1], scheme)
+        total += float_bytes(model.fusion)
+    return auto.Weights(total, count)
 
 
 def _widths(spec: DecoderSpec) -> dict[str, int]:
@@ -223,18 +279,6 @@ def _widths(spec: DecoderSpec) -> dict[str, int]:
         "self_attn.o_proj": spec.query_size,
         down: spec.intermediate_size,
     }
-
-
-def _stacked(layer: DecoderLayer, group: tuple[str, ...]) -> Tensor:
-    """The float32 matrices of modules with the same inputs, one below the other."""
-    weights = [layer.get_parameter(f"{name}.weight").data for name in group]
-    return weights[0] if len(weights) == 1 else torch.cat(weights)
-
-
-def _kept(tensor: QuantizedTensor, scratch: Scratch) -> QuantizedTensor:
-    """The same with codes that may lie on disk."""
-    codes = scratch.keep(torch.from_numpy(tensor.codes)).numpy()
-    return dataclasses.replace(tensor, codes=codes)
 
 
 def _altered(decoder: Decoder, found: LayerMoments, scratch: Scratch) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def test_the_model_before_rounding_answers_as_it_did() -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    asked = recipe("w4-gptq", options={"embedding": 8, "symmetric": False})
+    asked = recipe("w4-gptq", options={"tables": "w8", "symmetric": False})
     return compile_recipe(asked, tmp_path_factory.mktemp("bundles") / "gptq", progress=lambda *_: None)
 
 
@@ -107,12 +107,12 @@ def test_bits_of_the_manifest_are_those_of_the_files(bundle: Bundle) -> None:
 
 def test_notes_say_what_was_done(bundle: Bundle) -> None:
     assert open_bundle(bundle.path).spec.notes[-1] == (
-        "quantized: gptq, 4 bits in groups of 32, with zero points; embedding and head 8 bits"
+        "quantized: gptq, 4 bits in groups of 32, with zero points; embedding and head w8"
     )
 
 
 def test_tables_get_their_own_bits() -> None:
-    schemes = {name: each for name, each in quantized("w4-rtn", embedding=8).quantized.items() if "layers" not in name}
+    schemes = {name: each for name, each in quantized("w4-rtn", tables="w8").quantized.items() if "layers" not in name}
     assert schemes == {name: QuantScheme(8, 32) for name in ("embed_tokens.weight", "lm_head.weight")}
 
 
@@ -130,7 +130,7 @@ def test_a_recipe_that_cannot_hold_it_is_refused(asked: Recipe, message: str) ->
         parse_passes(asked)
 
 
-@pytest.mark.parametrize("options", [{"scheme": "w5"}, {"group_size": 48}, {"embedding": 5}, {"damping": 0}])
+@pytest.mark.parametrize("options", [{"scheme": "w5"}, {"group_size": 48}, {"tables": "w5"}, {"damping": 0}])
 def test_fields_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         parse_passes(recipe(options.pop("scheme", "w4-gptq"), options=options))

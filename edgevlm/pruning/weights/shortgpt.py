@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevlm.calibration.activations import Activations, embed
-from edgevlm.calibration.answers import answer_logits
+from edgevlm.calibration.answers import divergence
 from edgevlm.calibration.layers import run_through
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.errors import InputError
@@ -131,23 +131,6 @@ def block_influence(decoder: Decoder, activations: Activations) -> list[float]:
     run_through(decoder, activations, watch)
     count = sum(map(len, activations.states))
     return [1 - total / count for total in totals]
-
-
-def divergence(decoder: Decoder, pruned: Activations, answers: Activations) -> float:
-    """Mean KL divergence in nats of the next tokens' distributions from the original's, at the answers' positions.
-
-    Args:
-        decoder: whose norm and head make distributions of states; both models share them.
-        pruned: states behind the last layer of the pruned model.
-        answers: states behind the last layer of the original.
-    """
-    total, count = 0.0, 0
-    for sample in range(len(answers)):
-        expected = answer_logits(decoder, answers, sample).double().log_softmax(1)
-        found = answer_logits(decoder, pruned, sample).double().log_softmax(1)
-        total += float((expected.exp() * (expected - found)).sum())
-        count += len(expected)
-    return total / count
 
 
 def _ever_fewer(

@@ -23,7 +23,7 @@ from edgevlm.models.rebuild import with_decoder
 from edgevlm.passes import PassContext
 from edgevlm.pruning.weights.heal import Heal, HealConfig, Trainer, teach
 from edgevlm.pruning.weights.packs import groups_of
-from edgevlm.pruning.weights.shortgpt import ShortGpt, divergence
+from edgevlm.pruning.weights.shortgpt import ShortGpt
 from edgevlm.pruning.weights.sparsify import PruneWeights
 from edgevlm.pruning.weights.student import Student
 from edgevlm.pruning.weights.vocab import TrimVocabulary
