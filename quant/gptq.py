@@ -3,7 +3,7 @@
 In: a weight `[N, C]` and the second moments `[C, C]` of its inputs. Out: codes whose outputs differ least from the
 weight's. With the factor U of the inverse Hessian (`inverse_factor`), rounding column j by e_j costs e_j² / U_jj², and
 the columns behind j take over -e_j / U_jj times row j of U. Rows do not see each other, so that matrices with the same
-inputs may be given as one.
+inputs may be given as one. Zeros stay zeros, so that a pruned matrix keeps its pattern; others make up for their share.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def gptq(
         damping: of the Hessian.
     """
     rows, columns = weight.shape
+    pruned = weight == 0
     weight = weight.clone()
     size = min(scheme.group_size, columns)
     order = moments.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns)
@@ -64,7 +65,7 @@ def gptq(
                 grid.scale[:, group], grid.zero[:, group] = laid.scale, laid.zero
             own = Grid(grid.scale[:, group], grid.zero[:, group], grid.top)
             values = part[:, column : column + 1]
-            code = own.encode(values)
+            code = torch.where(pruned[:, place : place + 1], own.zero[:, None], own.encode(values))
             errors[:, column] = ((values - own.decode(code)) / local[column, column])[:, 0]
             part[:, column:] -= errors[:, column : column + 1] * local[column, column:]
             codes[:, place] = code[:, 0]

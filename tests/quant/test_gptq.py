@@ -92,6 +92,17 @@ def test_rows_do_not_see_each_other() -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+def test_a_pruned_matrix_keeps_its_zeros(symmetric: bool) -> None:
+    inputs, weight = correlated(300, 64), normal(16, 64)
+    weight[:, ::2] = 0
+    scheme = QuantScheme(4, 16, symmetric, "gptq")
+    rounded = torch.from_numpy(gptq(weight, moments_of(inputs), scheme).dequantize())
+    assert not rounded[:, ::2].any()
+    nearest = torch.from_numpy(rtn.quantize(weight, scheme).dequantize())
+    assert output_error(inputs, weight, rounded) < output_error(inputs, weight, nearest)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 def test_scales_for_gguf_are_half_precision_numbers(symmetric: bool) -> None:
     weight, moments = normal(8, 64), moments_of(correlated(300, 64))
     scales = gptq(weight, moments, QuantScheme(4, 32, symmetric, "gptq", half_scales=True)).scales

@@ -68,6 +68,24 @@ def test_the_model_before_rounding_answers_as_it_did() -> None:
         )
 
 
+@pytest.mark.parametrize("scheme", ["w4-rtn", "w4-hqq", "w4-gptq", "w4-awq"])
+def test_a_pruned_pattern_survives(scheme: str) -> None:
+    """Two zeros in each four, pruned before they are quantized; AWQ's factors keep them, too."""
+    folder = Path(os.environ["XDG_CACHE_HOME"])
+    folder.mkdir(exist_ok=True)
+    model = tiny_with_tokenizer(folder)
+    (pruning,) = parse_passes(
+        Recipe(model="m", passes=(PassEntry.model_validate(
+            {"name": "prune_weights", "method": "magnitude", "sparsity": "2:4"}
+        ),))
+    )  # fmt: skip
+    pruned = pruning.run(model, PassContext(None, model, lambda *_: None))
+    for name, tensor in quantized(scheme, pruned).quantized.items():
+        assert isinstance(tensor, QuantizedTensor)
+        zeros = (tensor.dequantize().reshape(len(tensor.codes), -1, 4) == 0).sum(axis=2)
+        assert zeros.min() >= 2, name
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     asked = recipe("w4-gptq", options={"tables": "w8", "symmetric": False})
