@@ -15,7 +15,8 @@ from edgevlm.errors import InputError
 from edgevlm.validation import first_problem
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-GgufType = Literal["f32", "f16", "q8_0", "q4_0", "q4_k_m"]
+GgufType = Literal["f32", "f16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q4_k_m"]
+Imatrix = Literal["auto", "keep", "off"]
 
 
 class VerifyThresholds(BaseModel):
@@ -70,6 +71,8 @@ class Recipe(BaseModel):
         format: the artefact family to write.
         precision: weights of the decoder and its embedding.
         gguf_type: the exact GGUF type where `format` is gguf; None derives it from `precision`.
+        imatrix: the images of `calibration`, where there are some, weigh the errors of a GGUF's matrices (`auto`); the
+            same, and `imatrix.gguf` is kept in the bundle (`keep`); or they do not (`off`).
         vision_precision: storage of the vision tower; None takes fp16 unless `precision` is fp32.
         mmproj: beside a GGUF, also write the vision side as llama.cpp's own image support reads it.
         resolution: input pixels along one side, a multiple of the encoder's stride; None keeps the checkpoint's.
@@ -87,6 +90,7 @@ class Recipe(BaseModel):
     format: Literal["onnx", "gguf"] = "onnx"
     precision: Precision = "int4"
     gguf_type: GgufType | None = None
+    imatrix: Imatrix = "auto"
     vision_precision: Precision | None = None
     mmproj: bool = False
     resolution: int | None = Field(default=None, gt=0)

@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import click
 
-from edgevlm.cli.pass_flags import pass_options, passes_of
+from edgevlm.cli.pass_flags import pass_options, passes_of, precision_beside
 from edgevlm.errors import InputError
 from edgevlm.progress import show_progress
-from edgevlm.recipe import GgufType, Precision, Recipe
+from edgevlm.recipe import GgufType, Imatrix, Precision, Recipe
 from edgevlm.tables import printable
 
 _PRECISIONS = click.Choice(get_args(Precision))
@@ -23,6 +23,11 @@ _PRECISIONS = click.Choice(get_args(Precision))
 @click.option("--precision", type=_PRECISIONS, help="Weights of the decoder.  [default: int4]")
 @click.option("--vision-precision", type=_PRECISIONS, help="Weights of the vision tower.  [default: fp16]")
 @click.option("--gguf-type", type=click.Choice(get_args(GgufType)), help="Exact GGUF type, instead of --precision.")
+@click.option(
+    "--imatrix",
+    type=click.Choice(get_args(Imatrix)),
+    help="With GGUF: weigh errors by the calibration images, and keep the matrix.  [default: auto]",
+)
 @click.option(
     "--mmproj", is_flag=True, default=None, help="With GGUF: also write the vision side for llama.cpp's own tools."
 )
@@ -42,6 +47,7 @@ def command(
     precision: str | None,
     vision_precision: str | None,
     gguf_type: str | None,
+    imatrix: str | None,
     mmproj: bool | None,
     resolution: int | None,
     prompt_template: str | None,
@@ -60,9 +66,10 @@ def command(
     flags = {
         "model": model,
         "format": format_,
-        "precision": precision,
+        "precision": precision or precision_beside(passes.get("quantize")),
         "vision_precision": vision_precision,
         "gguf_type": gguf_type,
+        "imatrix": imatrix,
         "mmproj": mmproj,
         "resolution": resolution,
         "prompt_template": prompt_template,

@@ -33,23 +33,14 @@ from edgevlm.exporters.gguf.mmproj import export_mmproj
 from edgevlm.exporters.gguf.mmproj import supports as mmproj_supports
 from edgevlm.exporters.newline import write_newline
 from edgevlm.models import VlmModel, load, resolve
+from edgevlm.pipeline.gguf_choice import GGUF_PRECISIONS, gguf_type, imatrix_misfit, write_importances
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes, settled
 from edgevlm.pipeline.reuse import take_over
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.progress import part_of
-from edgevlm.recipe import GgufType, Recipe
+from edgevlm.recipe import Recipe
 from edgevlm.spec import ModelSpec
 
-#: The GGUF type that a precision stands for.
-GGUF_TYPES: dict[Precision, GgufType] = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
-#: The row of the verification table that a GGUF type is held to.
-GGUF_PRECISIONS: dict[GgufType, Precision] = {
-    "f32": "fp32",
-    "f16": "fp16",
-    "q8_0": "int8",
-    "q4_0": "int4",
-    "q4_k_m": "int4",
-}
 _TOOLS = ("torch", "onnx", "onnxruntime", "gguf", "llama-cpp-python", "tokenizers", "numpy")
 #: Shares of the progress bar: load, passes, export, verify.
 _LOADED, _PRUNED, _EXPORTED = 0.02, 0.3, 0.6
@@ -76,13 +67,12 @@ def compile_recipe(
     calibration = _calibration(recipe)
     folder = resolve(recipe.model)
     vision_precision = recipe.vision_precision or ("fp32" if recipe.precision == "fp32" else "fp16")
-    gguf_type = recipe.gguf_type or GGUF_TYPES[recipe.precision]
 
     def accept(spec: ModelSpec) -> None:
-        _refuse_unsupported(recipe, plan_passes(passes, spec, calibration), vision_precision, gguf_type)
+        _refuse_unsupported(recipe, plan_passes(passes, spec, calibration), vision_precision)
 
     model = load(folder, resolution=recipe.resolution, prompt_template=recipe.prompt_template, accept=accept)
-    decoder_precision = GGUF_PRECISIONS[gguf_type] if recipe.format == "gguf" else recipe.precision
+    decoder_precision = GGUF_PRECISIONS[gguf_type(recipe)] if recipe.format == "gguf" else recipe.precision
     pruned = _PRUNED if passes else _LOADED
     with atomic_folder(out, replace=force) as work:
         model = run_passes(passes, model, calibration, part_of(progress, _LOADED, pruned))
@@ -91,7 +81,12 @@ def compile_recipe(
         sources = {_source_name(path, folder): sha256_file(path) for path in model.sources}
         taken = [] if like is None else take_over(recipe, model.spec, like, sources, _tools(), work)
         if recipe.format == "gguf":
-            artifacts = taken or gguf.export(model, work, gguf_type=gguf_type, progress=part_of(report, 0, 0.5))
+            imatrix = write_importances(recipe, model, calibration, work, part_of(report, 0, 0.2))
+            artifacts = taken or gguf.export(
+                model, work, gguf_type=gguf_type(recipe), imatrix=imatrix, progress=part_of(report, 0.2, 0.5)
+            )
+            if imatrix is not None and recipe.imatrix != "keep":
+                imatrix.unlink()
             artifacts += onnx.export_vision_part(
                 model,
                 work,
@@ -129,15 +124,16 @@ def _calibration(recipe: Recipe) -> Calibration | None:
     return open_calibration(data.source, data.n, seed=recipe.seed, memory=int(data.memory_gb * 1e9))
 
 
-def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: Precision, gguf_type: GgufType) -> None:
+def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: Precision) -> None:
     reason = onnx.supports(spec, recipe.precision, vision)
     if recipe.format == "gguf":
-        reason = gguf_supports(spec, gguf_type) or onnx.supports(spec, "fp32", vision)
+        reason = gguf_supports(spec, gguf_type(recipe)) or onnx.supports(spec, "fp32", vision)
         reason = reason or (mmproj_supports(spec) if recipe.mmproj else None)
     elif recipe.gguf_type is not None:
         reason = f"gguf_type {recipe.gguf_type} belongs to format gguf, not {recipe.format}"
     elif recipe.mmproj:
         reason = f"mmproj belongs to format gguf, not {recipe.format}"
+    reason = reason or imatrix_misfit(recipe)
     if reason is not None:
         raise UnsupportedError(
             f"cannot export {spec.name} to {recipe.format}: {reason}", recipe.model, "see docs/export.md"

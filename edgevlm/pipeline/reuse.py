@@ -17,6 +17,7 @@ from typing import get_args
 from edgevlm.bundle import Bundle
 from edgevlm.exporters.base import Artifact, Role
 from edgevlm.passes import Stage
+from edgevlm.pipeline.gguf_choice import is_weighed
 from edgevlm.pipeline.passes import parse_passes
 from edgevlm.recipe import Recipe
 from edgevlm.spec import ModelSpec
@@ -47,6 +48,8 @@ def take_over(
         return []
     other = Recipe.model_validate(manifest.recipe)
     if recipe.model_dump(exclude=set(_FREE)) != other.model_dump(exclude=set(_FREE)):
+        return []
+    if is_weighed(recipe) or is_weighed(other):
         return []
     if any(each.stage != Stage.TOKENS for both in (recipe, other) for each in parse_passes(both)):
         return []

@@ -19,7 +19,7 @@ from torch import Tensor
 from edgevlm.models.decoder import rotary_factors, rotary_periods
 from edgevlm.spec import DecoderSpec, ModelSpec
 
-GGUF_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_k_m")
+GGUF_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q4_k_m")
 
 
 @dataclass(frozen=True)

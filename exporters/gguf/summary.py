@@ -8,6 +8,9 @@ from pathlib import Path
 
 import gguf
 
+#: Types that llama.cpp mixes on purpose; at q4_0 with an importance matrix, at iq4_nl without one.
+_MIXES = {"q4_k_m": {"Q4_K", "Q6_K"}, "q4_0": {"Q4_0", "Q4_1"}, "iq4_nl": {"IQ4_NL", "Q5_K"}}
+
 
 @dataclass(frozen=True)
 class GgufSummary:
@@ -28,7 +31,7 @@ class GgufSummary:
 
         K-quants need widths that are multiples of 256: llama.cpp stores other Q4_K matrices as Q5_0, Q6_K as Q8_0.
         """
-        wanted = {"q4_k_m": {"Q4_K", "Q6_K"}}.get(gguf_type, {gguf_type.upper()})
+        wanted = _MIXES.get(gguf_type, {gguf_type.upper()})
         other = {kind: count for kind, count in sorted(self.matrices.items()) if kind not in wanted}
         if not other:
             return ""
