@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, TypeAdapter
 
 from edgevlm.bench.report import Engine, Part, Sample
+from edgevlm.runtimes.base import KvCache
 
 Phase: TypeAlias = Literal["cold", "warmup", "steady", "cached", "repeat"]
 
@@ -52,6 +53,7 @@ class Job(Part):
     vision_engine: str = "auto"
     decoder_engine: str = "auto"
     threads: int = Field(default=0, ge=0)
+    kv_cache: KvCache = "auto"
     latency: LatencyPlan | None = None
     accuracy: AccuracyPlan | None = None
 

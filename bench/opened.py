@@ -56,7 +56,11 @@ def open_subject(job: Job) -> SessionSubject:
     if job.kind == "reference":
         return SessionSubject(_reference(Path(job.path), job))
     session = edgevlm.load(
-        job.path, vision_engine=job.vision_engine, decoder_engine=job.decoder_engine, threads=job.threads
+        job.path,
+        vision_engine=job.vision_engine,
+        decoder_engine=job.decoder_engine,
+        threads=job.threads,
+        kv_cache=job.kv_cache,
     )
     return SessionSubject(session)
 

@@ -127,6 +127,7 @@ def bundle_job(path: Path, settings: Settings, accuracy: AccuracyPlan | None) ->
         vision_engine=settings.vision_engine,
         decoder_engine=settings.decoder_engine,
         threads=settings.threads,
+        kv_cache=settings.kv_cache,
         latency=latency,
         accuracy=accuracy,
     )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgevlm.bench.pairs import Interval, Proportion
 from edgevlm.bench.stats import Summary
+from edgevlm.runtimes.base import KvCache
 
 SCHEMA_VERSION = 1
 Verdict: TypeAlias = Literal["non-inferior", "worse", "undecided"]
@@ -272,6 +273,7 @@ class Settings(Part):
     threads: int = Field(description="0: the engine's own choice")
     vision_engine: str
     decoder_engine: str
+    kv_cache: KvCache = Field(default="auto", description="storage of keys and values that was asked of the engine")
     silence_s: float = Field(description="a worker silent for longer counts as hung")
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from edgevlm.answer import Answer, AnswerStats, GenerationArguments, GenerationOptions
 from edgevlm.bundle import open_bundle
@@ -46,7 +46,15 @@ from edgevlm.imageio import ImageInput, load_image
 from edgevlm.preprocess import prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.question import QuestionReader
-from edgevlm.runtimes.base import DecoderEngine, EngineOptions, EngineStats, Float32, FusionEngine, VisionEngine
+from edgevlm.runtimes.base import (
+    DecoderEngine,
+    EngineOptions,
+    EngineStats,
+    Float32,
+    FusionEngine,
+    KvCache,
+    VisionEngine,
+)
 from edgevlm.runtimes.checks import check_fits
 from edgevlm.runtimes.select import open_decoder, open_fusion, open_vision
 from edgevlm.seeing import ImageReader, open_questions
@@ -68,6 +76,7 @@ def load(
     decoder_engine: str = "auto",
     threads: int = 0,
     context_length: int = 0,
+    kv_cache: KvCache = "auto",
     verify: bool = False,
 ) -> Session:
     """Open a bundle and load its engines.
@@ -78,6 +87,7 @@ def load(
         decoder_engine: `onnxruntime`, `llama_cpp`, or `auto`.
         threads: CPU threads; 0 uses all physical cores.
         context_length: positions of the key/value cache; 0 takes min(model maximum, 4096).
+        kv_cache: with llama.cpp, `f16` (`auto`), `q8_0` or `q4_0`: half and about a quarter of the memory.
         verify: also compare every file's SHA-256.
 
     Raises:
@@ -87,9 +97,12 @@ def load(
     """
     if threads < 0:
         raise InputError(f"{threads} threads are out of range", "threads", "give 1 or more, or 0 for all cores")
+    if kv_cache not in get_args(KvCache):
+        known = ", ".join(get_args(KvCache))
+        raise InputError(f"there is no way {kv_cache!r} to store keys and values", "kv_cache", f"one of: {known}")
     bundle = open_bundle(path, verify=verify)
     tokenizer = Tokenizer(bundle.artifact("tokenizer", "tokenizer.json"))
-    options = EngineOptions(threads, context_length)
+    options = EngineOptions(threads, context_length, kv_cache=kv_cache)
     with contextlib.ExitStack() as opened:
         vision = open_vision(bundle, vision_engine, options)
         opened.callback(vision.close)

@@ -8,7 +8,7 @@ them (splicing, sampling, stop rules, streaming, timing) is the session's.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ Int64 = NDArray[np.int64]
 Segment: TypeAlias = "Int32 | Float32"
 
 
+KvCache: TypeAlias = Literal["auto", "f16", "q8_0", "q4_0"]
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """What the caller may ask of any engine.
@@ -32,11 +35,13 @@ class EngineOptions:
         context_length: positions of the key/value cache; 0 takes min(model maximum, 4096).
         low_memory: the vision engine of ONNX Runtime leaves half-precision weights as they are and widens them in each
             run, which is slower; otherwise it keeps them in float32, twice as large. Other engines decide themselves.
+        kv_cache: how keys and values are stored, where the engine can choose; `auto` is its usual way.
     """
 
     threads: int = 0
     context_length: int = 0
     low_memory: bool = False
+    kv_cache: KvCache = "auto"
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,20 @@ def context_length(options: EngineOptions, maximum: int) -> int:
     return wanted
 
 
+def check_own_cache(options: EngineOptions, engine: str) -> None:
+    """Raise unless the engine is left its own way to store keys and values.
+
+    Raises:
+        InputError: another way was asked for.
+    """
+    if options.kv_cache != "auto":
+        raise InputError(
+            f"{engine} cannot store keys and values as {options.kv_cache}",
+            "kv_cache",
+            "leave it out; GGUF bundles run with llama.cpp, which can",
+        )
+
+
 def check_fits(position: int, length: int, limit: int) -> None:
     """Raise unless `length` (at least 1) more positions fit behind `position`.
 

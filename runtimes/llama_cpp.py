@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import EngineError, InputError
 from edgevlm.heap import huge_pages
-from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
+from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, KvCache, Segment
 from edgevlm.runtimes.checks import check_fits, context_length, thread_count
 from edgevlm.runtimes.llama_embedding import TokenEmbedding
 from edgevlm.runtimes.positions import RotaryPositions, flat
@@ -26,6 +26,14 @@ from edgevlm.spec import DecoderSpec
 _MAX_BATCH = 512
 _WARNING = 3
 _CONTINUATION = 5
+
+#: Types of the cache: their `ggml_type`, and bits that a number takes. Quantized ones have blocks of 32 channels.
+_CACHE_TYPES: dict[KvCache, tuple[str, float]] = {
+    "f16": ("GGML_TYPE_F16", 16),
+    "q8_0": ("GGML_TYPE_Q8_0", 8.5),
+    "q4_0": ("GGML_TYPE_Q4_0", 4.5),
+}
+_CACHE_BLOCK = 32
 
 _last_errors: collections.deque[str] = collections.deque(maxlen=5)
 _log_callback: Any = None
@@ -67,11 +75,11 @@ class LlamaCppDecoder:
     Args:
         path: the GGUF.
         spec: what the bundle says of the decoder; the file must agree.
-        options: threads and context length.
+        options: threads, context length and the type of the cache, which is f16 by default.
 
     Raises:
         EngineError: llama.cpp cannot load the file, or its sizes differ from the spec.
-        InputError: the context asked for is longer than the model's.
+        InputError: the context asked for is longer than the model's, or its heads do not fit the cache.
     """
 
     def __init__(self, path: Path, spec: DecoderSpec, options: EngineOptions | None = None) -> None:
@@ -81,6 +89,14 @@ class LlamaCppDecoder:
         self.position = 0
         self._path, self._hidden_size = str(path), spec.hidden_size
         self._threads = thread_count(options.threads)
+        self._cache: KvCache = "f16" if options.kv_cache == "auto" else options.kv_cache
+        if self._cache != "f16" and spec.head_dim % _CACHE_BLOCK:
+            raise InputError(
+                f"{self._cache} packs {_CACHE_BLOCK} channels of a head, and the heads have {spec.head_dim}",
+                "kv_cache",
+                "use f16",
+            )
+        self._cached_numbers = 2 * spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim
         self._reused = 0
         self._rotary = RotaryPositions(self.context_length) if spec.rope_sections else None
         self._model = self._context = None
@@ -130,6 +146,10 @@ class LlamaCppDecoder:
         settings.n_threads = settings.n_threads_batch = self._threads
         settings.n_outputs_max = 1  # else a buffer for n_batch x vocabulary logits: 300 MB at 152k tokens
         settings.no_perf = True
+        settings.type_k = settings.type_v = getattr(library, _CACHE_TYPES[self._cache][0])
+        if self._cache != "f16":
+            # Quantized values are read by flash attention alone.
+            settings.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self._context = library.llama_init_from_model(self._model, settings)
         if not self._context:
             raise _explained("llama.cpp cannot make a context", self._path)
@@ -187,9 +207,15 @@ class LlamaCppDecoder:
             "model": description.value.decode("utf-8", "replace"),
             "threads": str(self._threads),
             "n_batch": str(self._batch_size),
+            "cache": f"{self._cache}, {self.cache_bytes / 1e6:.1f} MB",
             "system": build_flags(library),
         }
         return EngineStats(f"llama.cpp (llama-cpp-python {library.__version__})", details, self._reused)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of the whole context; llama.cpp rounds its length up."""
+        return int(self._library.llama_n_ctx(self._context) * self._cached_numbers * _CACHE_TYPES[self._cache][1] / 8)
 
     def close(self) -> None:
         """See `DecoderEngine.close`."""

@@ -21,6 +21,7 @@ from edgevlm.runtimes.checks import (
     HINT,
     check_declared,
     check_fits,
+    check_own_cache,
     checked_features,
     checked_fusion,
     checked_tiles,
@@ -33,6 +34,7 @@ from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import ModelSpec, PatchesSpec, TextTowerSpec
 
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_CACHE_DTYPES = {**_DTYPES, "tensor(int8)": np.dtype(np.int8)}
 
 
 class OnnxRuntimeVision:
@@ -193,6 +195,7 @@ class OnnxRuntimeDecoder:
             InputError: the context length is out of range.
             EngineError: ONNX Runtime refuses a graph.
         """
+        check_own_cache(options, "ONNX Runtime")
         numbers = spec.decoder
         self.vocab_size = numbers.vocab_size
         self.context_length = context_length(options, numbers.max_position_embeddings)
@@ -205,7 +208,7 @@ class OnnxRuntimeDecoder:
         self._check_inputs(decoder, spec)
 
         cache_shape = (1, numbers.num_key_value_heads, self.context_length, numbers.head_dim)
-        cache_dtype = _DTYPES[self._inputs["past_key_values.0.key"].type]
+        cache_dtype = _CACHE_DTYPES[self._inputs["past_key_values.0.key"].type]
         self._cache = {
             f"{layer}.{part}": np.zeros(cache_shape, cache_dtype)
             for layer in range(numbers.num_hidden_layers)

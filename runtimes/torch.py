@@ -13,7 +13,14 @@ import numpy as np
 
 from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import Encoded, EngineOptions, EngineStats, Float32, Int32, Segment
-from edgevlm.runtimes.checks import check_fits, checked_features, checked_fusion, checked_tiles, context_length
+from edgevlm.runtimes.checks import (
+    check_fits,
+    check_own_cache,
+    checked_features,
+    checked_fusion,
+    checked_tiles,
+    context_length,
+)
 from edgevlm.runtimes.dropped import DroppedPlaces, Int64
 from edgevlm.runtimes.positions import RotaryPositions, flat
 
@@ -103,8 +110,9 @@ class TorchDecoder:
         """Hold the model.
 
         Raises:
-            InputError: the context length is out of range.
+            InputError: the context length is out of range, or keys and values are to be narrow.
         """
+        check_own_cache(options, "torch")
         self._decoder = _float32(model.decoder)
         self._cache: list[KeyValue] | None = None
         self.vocab_size = model.spec.decoder.vocab_size

@@ -1,5 +1,6 @@
 """Tiny seeded decoders of four families, their ONNX graphs, and a loop that runs those graphs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from edgevlm.exporters.onnx.graph import Graph
 from edgevlm.exporters.onnx.table import build_embedding, write_table
 from edgevlm.models.decoder import Decoder
 from edgevlm.quant import rtn
+from edgevlm.quant.cache_scales import CacheScales
 from edgevlm.quant.schemes import Precision, scheme_for, store
 from edgevlm.quant.tensor import QuantScheme
 from edgevlm.spec import DecoderSpec
@@ -29,7 +31,13 @@ def make_decoder(spec: DecoderSpec, seed: int = 0) -> Decoder:
     return decoder
 
 
-def write_decoder(decoder: Decoder, folder: Path, precision: Precision, accuracy_level: int = 4) -> Path:
+def write_decoder(
+    decoder: Decoder,
+    folder: Path,
+    precision: Precision,
+    accuracy_level: int = 4,
+    cache: Sequence[CacheScales] = (),
+) -> Path:
     """Embedding and decoder graphs in `folder`; returns the decoder's."""
     table = decoder.embed_tokens.weight
     with ExternalData(folder / "embed.onnx_data") as embed_data, ExternalData(folder / "decoder.onnx_data") as data:
@@ -39,7 +47,8 @@ def write_decoder(decoder: Decoder, folder: Path, precision: Precision, accuracy
         build_embedding(embedding, stored, image_token_id=0)
         embedding.save(folder / "embed.onnx")
         graph = Graph("decoder", data)
-        builder = DecoderBuilder(decoder, OrtDialect(graph, decoder.spec, accuracy_level=accuracy_level), precision)
+        dialect = OrtDialect(graph, decoder.spec, accuracy_level=accuracy_level, cache=cache)
+        builder = DecoderBuilder(decoder, dialect, precision)
         x, normed = builder.begin()
         for index in range(decoder.spec.num_hidden_layers):
             x, normed = builder.layer(index, x, normed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -11,6 +12,7 @@ from edgevlm.bench.tasks import TASKS
 from edgevlm.bundle import open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.progress import show_progress
+from edgevlm.runtimes.base import KvCache
 from edgevlm.runtimes.select import DECODER_ENGINES, VISION_ENGINES
 
 _POSITIVE = click.IntRange(min=1)
@@ -35,6 +37,7 @@ _NOT_NEGATIVE = click.IntRange(min=0)
 @click.option("--threads", type=_NOT_NEGATIVE, default=0, help="CPU threads.  [default: all physical cores]")
 @click.option("--vision-engine", type=click.Choice(["auto", *VISION_ENGINES]), default="auto", show_default=True)
 @click.option("--decoder-engine", type=click.Choice(["auto", *DECODER_ENGINES]), default="auto", show_default=True)
+@click.option("--kv-cache", type=click.Choice(get_args(KvCache)), default="auto", show_default=True)
 @click.option("--seed", type=_NOT_NEGATIVE, default=0, show_default=True, help="Of images, items and resampling.")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="Seconds of silence allowed."
@@ -58,6 +61,7 @@ def command(
     threads: int,
     vision_engine: str,
     decoder_engine: str,
+    kv_cache: KvCache,
     seed: int,
     timeout: float,
     as_json: bool,
@@ -90,6 +94,7 @@ def command(
         threads=threads,
         vision_engine=vision_engine,
         decoder_engine=decoder_engine,
+        kv_cache=kv_cache,
         silence_s=timeout,
     )
     opened = [open_bundle(path) for path in bundles]

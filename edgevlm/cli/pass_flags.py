@@ -36,7 +36,10 @@ _OPTIONS = (
     click.option(
         "--quantize",
         metavar="SCHEME[,FIELD=VALUE]...",
-        help="How the decoder's codes are chosen: w4-gptq, w4-awq, w4-hqq, w8, q4_0, ... instead of --precision.",
+        help="How the decoder's codes are chosen: w4-gptq, w4-awq, w8, auto,budget=bits=4.5, ...",
+    ),
+    click.option(
+        "--kv-cache", type=click.Choice(["int8"]), help="With ONNX: keys and values in a quarter of the memory."
     ),
 )
 
@@ -56,6 +59,14 @@ def passes_of(flags: dict[str, str | None]) -> tuple[PassEntry, ...]:
     """
     entries = [read(flags[name]) for name, read in _READERS.items() if flags.get(name) is not None]
     return tuple(PassEntry.model_validate(entry) for entry in entries)
+
+
+def precision_beside(quantize: str | None) -> str | None:
+    """The recipe's precision that belongs to what `--quantize` says; None where it says nothing, or nothing known."""
+    from edgevlm.quant.presets import PRESETS
+
+    preset = PRESETS.get((quantize or "").partition(",")[0].partition(":")[0])
+    return None if preset is None else preset.precision
 
 
 def _tokens(flag: str) -> dict[str, Any]:
@@ -128,4 +139,5 @@ _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "prune_weights": _weights,
     "heal": _heal,
     "quantize": _quantize,
+    "kv_cache": lambda _int8: {"name": "kv_cache"},
 }

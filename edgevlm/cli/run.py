@@ -11,11 +11,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from edgevlm.errors import EngineError
+from edgevlm.runtimes.base import KvCache
 from edgevlm.tables import print_table
 
 _SILENCE_S = 600.0
@@ -43,6 +44,13 @@ _SILENCE_S = 600.0
 @click.option("--decoder-engine", default="auto", show_default=True, help="onnxruntime, llama_cpp or auto.")
 @click.option("--threads", type=int, default=0, help="CPU threads.  [default: all physical cores]")
 @click.option("--context-length", type=int, default=0, help="Positions of the key/value cache.")
+@click.option(
+    "--kv-cache",
+    type=click.Choice(get_args(KvCache)),
+    default="auto",
+    show_default=True,
+    help="Storage of keys and values, with llama.cpp; auto is f16 there.",
+)
 @click.option("--verify", is_flag=True, help="Check every file's SHA-256 first.")
 @click.option("--stats", is_flag=True, help="Print the time of each stage, on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -53,6 +61,7 @@ def command(
     decoder_engine: str,
     threads: int,
     context_length: int,
+    kv_cache: str,
     verify: bool,
     stats: bool,
     as_json: bool,
@@ -66,6 +75,7 @@ def command(
             "decoder_engine": decoder_engine,
             "threads": threads,
             "context_length": context_length,
+            "kv_cache": kv_cache,
             "verify": verify,
         },
         "question": {"image": [str(image) for image in images], **question},

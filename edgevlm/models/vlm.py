@@ -26,6 +26,7 @@ from edgevlm.models.tensors import assign
 from edgevlm.models.text_side import TextSide
 from edgevlm.models.text_tower import PatchHead
 from edgevlm.models.vit import Vit, resize_positions
+from edgevlm.quant.cache_scales import CacheScales
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 from edgevlm.spec import CompressedVitSpec, EncoderSpec, FastViTHDSpec, ModelSpec, Qwen2VisionSpec, VitSpec
 
@@ -89,6 +90,7 @@ class VlmModel:
         quantized: how matrices of the decoder are stored, by their parameter's name: codes that an algorithm chose, or
             the scheme by which they are rounded; the recipe's precision says it of others. `decoder` keeps the numbers
             before rounding.
+        cache_scales: of each layer, where keys and values are cached as int8; empty where they are cached as they are.
     """
 
     spec: ModelSpec
@@ -101,6 +103,7 @@ class VlmModel:
     text_side: TextSide | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     quantized: Mapping[str, QuantizedTensor | QuantScheme] = field(default_factory=dict)
+    cache_scales: tuple[CacheScales, ...] = ()
 
 
 def build_vision(spec: ModelSpec, *, batchnorm: bool = False) -> VisionModel:

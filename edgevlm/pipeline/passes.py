@@ -33,6 +33,7 @@ PASSES: dict[str, str] = {
     "vocab": "edgevlm.pruning.weights.vocab:TrimVocabulary",
     "heal": "edgevlm.pruning.weights.heal:Heal",
     "quantize": "edgevlm.quant.quantize:Quantize",
+    "kv_cache": "edgevlm.quant.quantize_cache:QuantizeCache",
 }
 
 #: Why nothing of an earlier stage may follow a pass of this stage.

@@ -8,30 +8,40 @@ than float. Contrib operators: onnxruntime, docs/ContribOperators.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgevlm.exporters.onnx.graph import CONTRIB, FLOAT, INT32, INT64, Graph
+from edgevlm.exporters.onnx.graph import CONTRIB, FLOAT, INT8, INT32, INT64, Graph
 from edgevlm.exporters.onnx.packing import pack_codes, pack_zero_points
 from edgevlm.exporters.onnx.table import StoredTable
 from edgevlm.exporters.onnx.token_drop import Seen, declare_images, kept_places, part_suffix
 from edgevlm.models.decoder import rotary_tables
+from edgevlm.quant.cache_scales import CacheScales
 from edgevlm.quant.schemes import StoredMatrix
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 from edgevlm.spec import DecoderSpec
 
 Float32 = NDArray[np.float32]
+#: The place of the cache's scales among the inputs of GroupQueryAttention.
+_CACHE_SCALES = 12
 _INT64_MAX = np.iinfo(np.int64).max
 
 
 class OrtDialect:
     """Steps of a decoder in contrib operators, added to `graph`."""
 
-    def __init__(self, graph: Graph, spec: DecoderSpec, *, accuracy_level: int = 4) -> None:
+    def __init__(
+        self, graph: Graph, spec: DecoderSpec, *, accuracy_level: int = 4, cache: Sequence[CacheScales] = ()
+    ) -> None:
+        """`cache` has the scales of each layer's keys and values where these are int8; else they are float32."""
         self.graph = graph
         self.spec = spec
         self.accuracy_level = accuracy_level
+        self.cache = cache
+        self._cache_type = INT8 if cache else FLOAT
 
     def inputs(self) -> str:
         """Declare the graph's inputs and what all layers share; returns the embeddings `[B, S, H]`.
@@ -46,7 +56,8 @@ class OrtDialect:
         graph.input("num_logits_to_keep", INT64, [])
         for index in range(spec.num_hidden_layers):
             for kind in ("key", "value"):
-                graph.input(f"past_key_values.{index}.{kind}", FLOAT, self._cache_shape(index, "past_sequence_length"))
+                past = self._cache_shape(index, "past_sequence_length")
+                graph.input(f"past_key_values.{index}.{kind}", self._cache_type, past)
         self._lengths(mask, 0)
         for part in range(1, 1 + len(spec.token_drop.stages) if spec.token_drop else 0):
             name = part_suffix(part)
@@ -231,15 +242,26 @@ class OrtDialect:
         spec, past, part = self.spec, f"past_key_values.{index}", self._part(index)
         lengths = [f"seqlens_k{part}", f"total_sequence_length{part}"]
         inputs = [query, key, value, f"{past}.key", f"{past}.value", *lengths]
+        inputs += [] if spec.rope_sections else ["rotary.cos", "rotary.sin"]
         present = [f"present.{index}.key", f"present.{index}.value"]
+        attributes: dict[str, int | str] = {}
+        if self.cache:
+            scales = self.cache[index]
+            inputs += [""] * (_CACHE_SCALES - len(inputs))
+            inputs += [
+                self.graph.tensor(f"{name}.key_scale", scales.key.reshape(-1)),
+                self.graph.tensor(f"{name}.value_scale", scales.value.reshape(-1)),
+            ]
+            attributes = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         self.graph.ops(
             "GroupQueryAttention",
-            inputs if spec.rope_sections else [*inputs, "rotary.cos", "rotary.sin"],
+            inputs,
             [name, *present],
             domain=CONTRIB,
             num_heads=spec.num_attention_heads,
             kv_num_heads=spec.num_key_value_heads,
             do_rotary=0 if spec.rope_sections else 1,
+            **attributes,
         )
         return name
 
@@ -267,6 +289,7 @@ class OrtDialect:
         graph.output("logits", FLOAT, ["batch_size", "num_logits", spec.vocab_size])
         for index in range(spec.num_hidden_layers):
             for kind in ("key", "value"):
-                graph.output(f"present.{index}.{kind}", FLOAT, self._cache_shape(index, "total_sequence_length"))
+                shape = self._cache_shape(index, "total_sequence_length")
+                graph.output(f"present.{index}.{kind}", self._cache_type, shape)
         for number in range(1, 1 + len(spec.token_drop.stages) if spec.token_drop else 0):
             graph.output(f"kept_positions.{number}", INT64, [f"kept_length.{number}"])

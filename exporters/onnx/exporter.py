@@ -221,7 +221,9 @@ def _export_decoder(
     decoder = model.decoder
     with ExternalData(folder / layout.data_file(layout.DECODER, precision)) as data:
         graph = Graph(layout.DECODER, data)
-        builder = DecoderBuilder(decoder, OrtDialect(graph, decoder.spec), precision, model.quantized)
+        builder = DecoderBuilder(
+            decoder, OrtDialect(graph, decoder.spec, cache=model.cache_scales), precision, model.quantized
+        )
         x, normed = builder.begin()
         for index, layer in enumerate(decoder.layers):
             x, normed = builder.layer(index, x, normed)

@@ -23,6 +23,7 @@ IR_VERSION = 10
 _INLINE_BELOW = 1024
 
 FLOAT = onnx.TensorProto.FLOAT
+INT8 = onnx.TensorProto.INT8
 INT32 = onnx.TensorProto.INT32
 INT64 = onnx.TensorProto.INT64
 BOOL = onnx.TensorProto.BOOL
