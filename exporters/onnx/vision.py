@@ -67,7 +67,7 @@ def write_vision(model: ir.Model, precision: Precision, path: Path, data: Extern
         array = value.const_value.numpy()
         if array.nbytes >= _INLINE_BELOW:
             weight_bytes += _store(model, value, array, precision, data)
-        elif array.dtype == np.float32:
+        elif array.dtype in (np.float32, np.int8):
             weight_bytes += array.nbytes
     model.producer_name, model.producer_version = "edgevlm", __version__
     path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
@@ -218,7 +218,11 @@ def _store(model: ir.Model, value: ir.Value, array: NDArray[Any], precision: Pre
     axis = 1 if array.ndim == 2 else 0
     rows = torch.from_numpy(np.array(array.T if axis else array.reshape(array.shape[0], -1)))
     stored = store(rows, scheme)
-    if isinstance(stored, QuantizedTensor):
+    if not isinstance(stored, QuantizedTensor):
+        half = (stored.T if axis else stored).reshape(array.shape)
+        inputs = [_initializer(graph, f"{name}.half", _append(data, f"{name}.half", half))]
+        node = ir.node("Cast", inputs, {"to": ir.DataType.FLOAT}, name=f"{name}.widen")
+    elif stored.scheme.bits == 8:
         codes, scales = stored.codes.T if axis else stored.codes.reshape(array.shape), stored.scales[:, 0]
         inputs = [
             _initializer(graph, f"{name}.codes", _append(data, f"{name}.codes", codes)),
@@ -227,9 +231,17 @@ def _store(model: ir.Model, value: ir.Value, array: NDArray[Any], precision: Pre
         ]
         node = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}.widen")
     else:
-        half = (stored.T if axis else stored).reshape(array.shape)
-        inputs = [_initializer(graph, f"{name}.half", _append(data, f"{name}.half", half))]
-        node = ir.node("Cast", inputs, {"to": ir.DataType.FLOAT}, name=f"{name}.widen")
+        codes, scales = ((each.T if axis else each) for each in (stored.codes, stored.scales))
+        # What follows the outputs and inputs of a kernel is 1.
+        scales = scales.reshape(*scales.shape, *(1,) * (array.ndim - 2))
+        inputs = [
+            _initializer(graph, f"{name}.codes", _append_int4(data, f"{name}.codes", codes, array.shape)),
+            _initializer(graph, f"{name}.scale", _append(data, f"{name}.scale", scales)),
+        ]
+        blocks = {"axis": 1 - axis, "block_size": stored.scheme.group_size}
+        node = ir.node("DequantizeLinear", inputs, blocks, name=f"{name}.widen")
+        # Since 21 it has blocks and four bits.
+        model.opset_imports[""] = max(21, model.opset_imports[""])
     output = node.outputs[0]
     output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(array.shape)
     ir.convenience.replace_all_uses_with(value, output)
@@ -237,6 +249,14 @@ def _store(model: ir.Model, value: ir.Value, array: NDArray[Any], precision: Pre
     output.name = name
     graph.insert_before(graph[0], node)
     return sum(input.const_value.nbytes for input in inputs if input.const_value is not None)
+
+
+def _append_int4(data: ExternalData, name: str, codes: NDArray[np.uint8], shape: tuple[int, ...]) -> ir.ExternalTensor:
+    """Codes 0 to 15 as the signed numbers -8 to 7 that they stand for, two a byte, the first in the low half."""
+    signed = (codes ^ 8).reshape(-1, 2)
+    stored = data.append(signed[:, 0] | signed[:, 1] << 4)
+    file = stored.location, stored.offset, stored.length
+    return ir.ExternalTensor(*file, ir.DataType.INT4, shape=ir.Shape(shape), name=name, base_dir=data.path.parent)
 
 
 def _append(data: ExternalData, name: str, array: NDArray[Any]) -> ir.ExternalTensor:
