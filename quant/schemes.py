@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgevlm.quant import rtn
+from edgevlm.quant import mse, rtn
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -60,7 +60,7 @@ def store(weight: Tensor, scheme: Scheme) -> StoredMatrix:
         ValueError: a value is not finite, or too large for float16.
     """
     if isinstance(scheme, QuantScheme):
-        return rtn.quantize(weight, scheme)
+        return mse.quantize(weight, scheme) if scheme.algorithm == "mse" else rtn.quantize(weight, scheme)
     array = weight.detach().to(getattr(torch, scheme)).contiguous().numpy()
     if scheme == "float16" and not np.isfinite(array).all():
         raise ValueError("the weight holds a value that float16 cannot")
@@ -70,11 +70,17 @@ def store(weight: Tensor, scheme: Scheme) -> StoredMatrix:
 def vision_scheme(shape: tuple[int, ...], precision: Precision) -> Scheme:
     """How a tensor of the vision tower is stored: convolution kernels and matrices narrow, all else in float32.
 
-    Biases, norms and layer scales (which may be far below float16's normal range) are too few to matter. int8 is
-    weight-only, one scale an output channel.
+    Biases, norms and layer scales (which may be far below float16's normal range) are too few to matter. int8 and int4
+    are weight-only. int8 has one scale an output channel. int4 has groups of inputs, as the decoder has, and ranges
+    shrunk to the least squared error, since nothing but storage gets narrow; what has no such groups (kernels of more
+    than one pixel, odd widths) is stored in int8.
     """
     if precision == "fp32" or len(shape) not in (2, 4):
         return "float32"
     if precision == "fp16":
         return "float16"
+    inputs, outputs = (shape[1], shape[0]) if len(shape) == 4 else shape
+    size = next((size for size in (group_size(inputs), 32, 16) if inputs % size == 0), 0)
+    if precision == "int4" and size and not outputs % 2 and shape[2:] in ((), (1, 1)):
+        return QuantScheme(bits=4, group_size=size, algorithm="mse")
     return QuantScheme(bits=8, group_size=int(np.prod(shape)))

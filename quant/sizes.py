@@ -33,14 +33,18 @@ def matrix_bytes(rows: int, columns: int, scheme: Scheme) -> int:
 def vision_bytes(vision: nn.Module, precision: Precision) -> int:
     """Bytes of a vision tower's weights."""
     total = 0
-    for tensor in vision.parameters():
-        scheme = vision_scheme(tuple(tensor.shape), precision) if 4 * tensor.numel() >= VISION_INLINE_BELOW else None
-        if scheme is None or scheme == "float32":
-            total += 4 * tensor.numel()
-        elif isinstance(scheme, QuantScheme):
-            total += tensor.numel() + 5 * tensor.shape[0]
-        else:
-            total += 2 * tensor.numel()
+    for module in vision.modules():
+        for tensor in module.parameters(recurse=False):
+            # Matrices of linear layers are written transposed.
+            shape = tuple(tensor.shape)[:: -1 if isinstance(module, nn.Linear) else 1]
+            scheme = vision_scheme(shape, precision) if 4 * tensor.numel() >= VISION_INLINE_BELOW else "float32"
+            if isinstance(scheme, QuantScheme) and scheme.bits == 8:
+                # A scale and a zero point for each output channel.
+                total += tensor.numel() + 5 * shape[1 if len(shape) == 2 else 0]
+            elif isinstance(scheme, QuantScheme):
+                total += tensor.numel() // 2 + 4 * tensor.numel() // scheme.group_size
+            else:
+                total += tensor.numel() * np.dtype(scheme).itemsize
     return total
 
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Algorithm: TypeAlias = Literal["rtn", "gptq", "awq", "awq-gptq", "hqq"]
+Algorithm: TypeAlias = Literal["rtn", "mse", "gptq", "awq", "awq-gptq", "hqq"]
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,7 @@ def _store(model: ir.Model, value: ir.Value, array: NDArray[Any], precision: Pre
         ]
         node = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}.widen")
     else:
-        codes, scales = ((each.T if axis else each) for each in (stored.codes, stored.scales))
+        codes, scales = (stored.codes.T, stored.scales.T) if axis else (stored.codes, stored.scales)
         # What follows the outputs and inputs of a kernel is 1.
         scales = scales.reshape(*scales.shape, *(1,) * (array.ndim - 2))
         inputs = [

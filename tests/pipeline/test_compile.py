@@ -71,7 +71,6 @@ def test_a_model_that_answers_otherwise_is_refused(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"precision": "int4", "vision_precision": "int4"}, "vision tower"),
         ({"gguf_type": "q4_0"}, "belongs to format gguf"),
         ({"resolution": 1000}, "multiple of 64"),
     ],

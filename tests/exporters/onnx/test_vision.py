@@ -2,10 +2,12 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -16,7 +18,10 @@ from edgevlm.exporters.onnx.vision import trace_vision, write_vision
 from edgevlm.models.fastvithd import FastViTHD
 from edgevlm.models.projector import MlpProjector
 from edgevlm.models.vlm import VisionModel
+from edgevlm.quant import mse
 from edgevlm.quant.schemes import Precision
+from edgevlm.quant.sizes import vision_bytes
+from edgevlm.quant.tensor import QuantScheme
 from edgevlm.spec import FastViTHDSpec, MlpProjectorSpec
 
 ENCODER = FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(8, 8, 16, 32, 32), head_dim=16, squeeze_channels=8)
@@ -65,7 +70,7 @@ def test_float_features_equal_torch(
     assert features(path, pixels).shape == (2, (resolution // 64) ** 2, 40)
 
 
-@pytest.mark.parametrize(("precision", "bound", "bits"), [("fp16", 3e-3, 17.5), ("int8", 5e-2, 12)])
+@pytest.mark.parametrize(("precision", "bound", "bits"), [("fp16", 3e-3, 17.5), ("int8", 5e-2, 12), ("int4", 0.4, 10)])
 def test_narrow_storage_keeps_the_features(
     vision: VisionModel,
     traced: dict[int, onnx.ModelProto],
@@ -79,6 +84,36 @@ def test_narrow_storage_keeps_the_features(
     assert relative_error(vision, path, pixels) < bound
     assert 8 * weight_bytes / sum(parameter.numel() for parameter in vision.parameters()) < bits
     onnx.checker.check_model(str(path))
+
+
+def test_bytes_counted_from_shapes_are_those_written(
+    vision: VisionModel, traced: dict[int, onnx.ModelProto], tmp_path: Path
+) -> None:
+    """Budgets are kept by them."""
+    for precision in get_args(Precision):
+        _, weight_bytes = written(traced[64], precision, tmp_path)
+        assert vision_bytes(vision, precision) == pytest.approx(weight_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(64, 6), (6, 64, 1, 1)])
+def test_four_bit_weights_are_those_of_their_groups(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Matrices lie the other way round than kernels; both dequantize to what was rounded, inside the graph."""
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 20}, name="g")
+    weight = ir.Value(
+        name="w", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape), const_value=ir.tensor(array)
+    )
+    graph.register_initializer(weight)
+    out = ir.node("Identity", [weight]).outputs[0]
+    out.name, out.type, out.shape = "y", weight.type, weight.shape
+    graph.append(out.producer())
+    graph.outputs.append(out)
+    with ExternalData(tmp_path / "g.data") as data:
+        write_vision(ir.Model(graph, ir_version=10), "int4", tmp_path / "g.onnx", data)
+    found = ort.InferenceSession(str(tmp_path / "g.onnx"), providers=["CPUExecutionProvider"]).run(None, {})[0]
+    rows = array.T if len(shape) == 2 else array[..., 0, 0]
+    expected = mse.quantize(torch.from_numpy(rows.copy()), QuantScheme(4, 32)).dequantize()
+    np.testing.assert_array_equal(found.T if len(shape) == 2 else found[..., 0, 0], expected)
 
 
 def test_every_activation_is_one_operator(
