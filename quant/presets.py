@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgevlm.quant.tensor import Algorithm, QuantScheme
-from edgevlm.recipe import Precision
+from edgevlm.recipe import Precision, VisionPrecision
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Preset:
         group_size: inputs that share a scale; None lets the matrix's width decide.
         half_scales: scales are float16 numbers.
         formats: that can hold it.
+        vision: what the recipe's `vision_precision` must say beside it; None for anything.
     """
 
     bits: Literal[3, 4, 8]
@@ -33,6 +34,7 @@ class Preset:
     group_size: int | None = None
     half_scales: bool = False
     formats: tuple[str, ...] = ("onnx",)
+    vision: VisionPrecision | None = None
 
     @property
     def needs_calibration(self) -> bool:
@@ -49,11 +51,13 @@ class Preset:
 GROUP_SIZES = (16, 32, 64, 128, 256)
 PRESETS: dict[str, Preset] = {
     "w8": Preset(8, "rtn"),
+    "w8a8": Preset(8, "rtn", vision="w8a8"),
     "w4-rtn": Preset(4, "rtn"),
     "w4-gptq": Preset(4, "gptq"),
     "w4-awq": Preset(4, "awq"),
     "w4-awq-gptq": Preset(4, "awq-gptq"),
     "w4-hqq": Preset(4, "hqq"),
+    "w4a16-trt": Preset(4, "gptq", group_size=128),
     "w3-rtn": Preset(3, "rtn"),
     "w3-gptq": Preset(3, "gptq"),
     "w3-awq": Preset(3, "awq"),

@@ -61,12 +61,14 @@ def passes_of(flags: dict[str, str | None]) -> tuple[PassEntry, ...]:
     return tuple(PassEntry.model_validate(entry) for entry in entries)
 
 
-def precision_beside(quantize: str | None) -> str | None:
-    """The recipe's precision that belongs to what `--quantize` says; None where it says nothing, or nothing known."""
+def precisions_beside(quantize: str | None) -> dict[str, str]:
+    """The recipe's fields that belong to what `--quantize` says, where no flag says them."""
     from edgevlm.quant.presets import PRESETS
 
     preset = PRESETS.get((quantize or "").partition(",")[0].partition(":")[0])
-    return None if preset is None else preset.precision
+    if preset is None:
+        return {}
+    return {"precision": preset.precision, **({} if preset.vision is None else {"vision_precision": preset.vision})}
 
 
 def _tokens(flag: str) -> dict[str, Any]:

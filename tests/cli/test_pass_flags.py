@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from edgevlm.cli import main
-from edgevlm.cli.pass_flags import passes_of
+from edgevlm.cli.pass_flags import passes_of, precisions_beside
 from edgevlm.errors import InputError
 from edgevlm.pipeline.passes import parse_passes
+from edgevlm.quant.presets import PRESETS
 from edgevlm.recipe import Recipe
 
 
@@ -25,12 +26,21 @@ from edgevlm.recipe import Recipe
         ("vocab", "scenes", {"corpus": "scenes"}),
         ("vocab", "calibration", {"corpus": None}),
         ("heal", "200,n=2000,rank=16", {"steps": 200, "n": 2000, "rank": 16}),
+        ("quantize", "w4-gptq,group_size=64,symmetric=false", {"group_size": 64, "symmetric": False}),
+        ("quantize", "auto,budget=bits=4.5", {"scheme": "auto", "budget": "bits=4.5"}),
     ],
 )
 def test_a_flag_is_the_pass_with_its_fields(flag: str, value: str, fields: dict[str, Any]) -> None:
     (made,) = parse_passes(Recipe(model="m", passes=passes_of({flag: value})))
     found = made.config.model_dump()
     assert {name: found[name] for name in fields} == fields
+
+
+@pytest.mark.parametrize("scheme", [*PRESETS, "w4-gptq:32,damping=0.1"])
+def test_a_scheme_brings_the_precisions_that_it_needs(scheme: str) -> None:
+    format_ = {"format": "gguf"} if scheme in ("q4_0", "q8_0") else {}
+    flags = {"model": "m", **format_, **precisions_beside(scheme)}
+    assert parse_passes(Recipe.model_validate({**flags, "passes": passes_of({"quantize": scheme})}))
 
 
 def test_flags_stand_in_the_order_of_their_stages() -> None:
@@ -43,7 +53,7 @@ def test_flags_stand_in_the_order_of_their_stages() -> None:
 @pytest.mark.parametrize(
     ("flag", "value"),
     [("prune_weights", "wanda"), ("prune_weights", ":0.5"), ("drop_layers", "layers=3"), ("heal", "10,n"),
-     ("prune_tokens", ":4"), ("prune_weights", "wanda:1:2:3:4")],
+     ("prune_tokens", ":4"), ("prune_weights", "wanda:1:2:3:4"), ("quantize", "w4-gptq,64")],
 )  # fmt: skip
 def test_flags_without_form_are_refused(flag: str, value: str) -> None:
     with pytest.raises(InputError) as caught:
