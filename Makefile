@@ -61,7 +61,7 @@ bench: $(STAMP)
 
 bench-large: $(STAMP)
 	@mkdir -p out
-	@$(PYTHON) -m pytest bench/suite/large_exports.py -s --benchmark-enable --benchmark-only --benchmark-json=out/bench-large.json
+	@$(PYTHON) -m pytest bench/suite/large_exports.py bench/suite/large_quantize.py -s --benchmark-enable --benchmark-only --benchmark-json=out/bench-large.json
 
 interop: $(STAMP)
 	@$(STEP) "install transformers.js" env ONNXRUNTIME_NODE_INSTALL_CUDA=skip npm ci --prefix tests/interop
