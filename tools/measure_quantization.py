@@ -52,10 +52,15 @@ GRIDS = ((3, 32), (3, 128), (4, 128))
 #: Bundles: what the row is called, and what `edgevlm export` is given.
 BUNDLES: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
-    "int8, round to nearest": {"precision": "int8", "vision_precision": "int8"},
-    "w4-rtn": {"precision": "int4", "passes": ({"name": "quantize", "scheme": "w4-rtn"},)},
-    "w4-gptq": {"precision": "int4", "passes": ({"name": "quantize", "scheme": "w4-gptq"},)},
-    "w4-awq": {"precision": "int4", "passes": ({"name": "quantize", "scheme": "w4-awq"},)},
+    "w8a8": {"precision": "int8", "vision_precision": "w8a8", "passes": [{"scheme": "w8a8"}]},
+    "w4-rtn": {"precision": "int4", "passes": [{"scheme": "w4-rtn"}]},
+    "w4-awq": {"precision": "int4", "passes": [{"scheme": "w4-awq"}]},
+    "w4-gptq": {"precision": "int4", "passes": [{"scheme": "w4-gptq"}]},
+    "auto, 5 bits over everything": {
+        "precision": "int4",
+        "vision_precision": "int4",
+        "passes": [{"scheme": "auto", "budget": "bits=5.0"}],
+    },
 }
 
 
@@ -140,7 +145,9 @@ def schemes_of(name: str, bits: int, group: int, calibration: Calibration, tests
 def bundle_row(name: str, label: str, count: int, folder: Path) -> dict[str, Any]:
     """What an exported bundle answers, its bits per weight and its bytes."""
     fields = {"calibration": CalibrationData(source="scenes", n=CALIBRATION), **BUNDLES[label]}
-    fields["passes"] = tuple(PassEntry.model_validate(each) for each in fields.get("passes", ()))
+    fields["passes"] = tuple(
+        PassEntry.model_validate({"name": "quantize", **each}) for each in fields.get("passes", ())
+    )
     out = folder / "bundle"
     bundle = compile_recipe(Recipe(model=f"zoo:{name}", **fields), out, force=True, progress=silent)
     with edgevlm.load(out) as session:
