@@ -258,7 +258,8 @@ def _described(spec: DecoderSpec, presets: list[Preset], tables: str | None) -> 
 
 def _other_weights(model: VlmModel, recipe: Recipe) -> auto.Weights:
     """What is outside the decoder."""
-    precision = recipe.vision_precision or "fp16"
+    asked = recipe.vision_precision or "fp16"
+    precision = "int8" if asked == "w8a8" else asked
     total = vision_bytes(model.vision, precision)
     count = sum(tensor.numel() for tensor in model.vision.parameters())
     if model.fusion is not None:

@@ -10,7 +10,7 @@ import click
 from edgevlm.cli.pass_flags import pass_options, passes_of, precision_beside
 from edgevlm.errors import InputError
 from edgevlm.progress import show_progress
-from edgevlm.recipe import GgufType, Imatrix, Precision, Recipe
+from edgevlm.recipe import GgufType, Imatrix, Precision, Recipe, VisionPrecision
 from edgevlm.tables import printable
 
 _PRECISIONS = click.Choice(get_args(Precision))
@@ -21,7 +21,11 @@ _PRECISIONS = click.Choice(get_args(Precision))
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write the bundle to.")
 @click.option("--format", "format_", type=click.Choice(["onnx", "gguf"]), help="Artefact format.  [default: onnx]")
 @click.option("--precision", type=_PRECISIONS, help="Weights of the decoder.  [default: int4]")
-@click.option("--vision-precision", type=_PRECISIONS, help="Weights of the vision tower.  [default: fp16]")
+@click.option(
+    "--vision-precision",
+    type=click.Choice(get_args(VisionPrecision)),
+    help="Of the vision tower; w8a8 computes in int8 and needs --calibrate.  [default: fp16]",
+)
 @click.option("--gguf-type", type=click.Choice(get_args(GgufType)), help="Exact GGUF type, instead of --precision.")
 @click.option(
     "--imatrix",

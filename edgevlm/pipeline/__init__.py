@@ -26,24 +26,26 @@ from edgevlm.calibration import Calibration
 from edgevlm.calibration.sources import open_calibration
 from edgevlm.errors import UnsupportedError
 from edgevlm.exporters import onnx
-from edgevlm.exporters.base import Artifact, Precision, Progress
+from edgevlm.exporters.base import Artifact, Progress, VisionPrecision
 from edgevlm.exporters.gguf import exporter as gguf
 from edgevlm.exporters.gguf.layout import supports as gguf_supports
 from edgevlm.exporters.gguf.mmproj import export_mmproj
 from edgevlm.exporters.gguf.mmproj import supports as mmproj_supports
 from edgevlm.exporters.newline import write_newline
 from edgevlm.models import VlmModel, load, resolve
+from edgevlm.models.rebuild import with_note
 from edgevlm.pipeline.gguf_choice import GGUF_PRECISIONS, gguf_type, imatrix_misfit, write_importances
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes, settled
 from edgevlm.pipeline.reuse import take_over
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.progress import part_of
+from edgevlm.quant.vision import calibrated, plan_vision
 from edgevlm.recipe import Recipe
 from edgevlm.spec import ModelSpec
 
 _TOOLS = ("torch", "onnx", "onnxruntime", "gguf", "llama-cpp-python", "tokenizers", "numpy")
-#: Shares of the progress bar: load, passes, export, verify.
-_LOADED, _PRUNED, _EXPORTED = 0.02, 0.3, 0.6
+#: Shares of the progress bar: load, passes, a plan for the vision tower, export, verify.
+_LOADED, _PRUNED, _PLANNED, _EXPORTED = 0.02, 0.3, 0.45, 0.6
 
 
 def compile_recipe(
@@ -69,6 +71,8 @@ def compile_recipe(
     vision_precision = recipe.vision_precision or ("fp32" if recipe.precision == "fp32" else "fp16")
 
     def accept(spec: ModelSpec) -> None:
+        if vision_precision == "w8a8":
+            calibrated(calibration)
         _refuse_unsupported(recipe, plan_passes(passes, spec, calibration), vision_precision)
 
     model = load(folder, resolution=recipe.resolution, prompt_template=recipe.prompt_template, accept=accept)
@@ -77,6 +81,10 @@ def compile_recipe(
     with atomic_folder(out, replace=force) as work:
         model = run_passes(passes, model, calibration, part_of(progress, _LOADED, pruned))
         recipe = settled(recipe, passes)
+        static = None
+        if vision_precision == "w8a8":
+            static = plan_vision(model, calibration, part_of(progress, pruned, _PLANNED))
+            model, pruned = with_note(model, str(static)), _PLANNED
         report = part_of(progress, pruned, _EXPORTED)
         sources = {_source_name(path, folder): sha256_file(path) for path in model.sources}
         taken = [] if like is None else take_over(recipe, model.spec, like, sources, _tools(), work)
@@ -92,16 +100,19 @@ def compile_recipe(
                 work,
                 precision=decoder_precision,
                 vision_precision=vision_precision,
+                static=static,
                 progress=part_of(report, 0.5, 1),
             )
             if recipe.mmproj:
-                artifacts += export_mmproj(model, work, precision=vision_precision, progress=part_of(report, 1, 1))
+                stored = "fp16" if vision_precision == "w8a8" else vision_precision
+                artifacts += export_mmproj(model, work, precision=stored, progress=part_of(report, 1, 1))
         else:
             artifacts = onnx.export(
                 model,
                 work,
                 precision=recipe.precision,
                 vision_precision=vision_precision,
+                static=static,
                 decoder=taken,
                 progress=report,
             )
@@ -124,7 +135,7 @@ def _calibration(recipe: Recipe) -> Calibration | None:
     return open_calibration(data.source, data.n, seed=recipe.seed, memory=int(data.memory_gb * 1e9))
 
 
-def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: Precision) -> None:
+def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: VisionPrecision) -> None:
     reason = onnx.supports(spec, recipe.precision, vision)
     if recipe.format == "gguf":
         reason = gguf_supports(spec, gguf_type(recipe)) or onnx.supports(spec, "fp32", vision)

@@ -33,7 +33,7 @@ from edgevlm.bundle import ParityResult
 from edgevlm.child import run_child
 from edgevlm.context import Part, image_parts, segments, splice
 from edgevlm.errors import ParityError
-from edgevlm.exporters.base import Precision, Progress
+from edgevlm.exporters.base import Precision, Progress, VisionPrecision
 from edgevlm.imageio import load_image
 from edgevlm.models.footprint import release
 from edgevlm.models.vlm import VlmModel
@@ -72,16 +72,17 @@ class Thresholds:
 
 #: By the precision of the decoder; `vision_cosine` is looked up by that of the vision tower, `kept_tokens` by that of
 #: the one that prunes them.
-THRESHOLDS: dict[Precision, Thresholds] = {
+THRESHOLDS: dict[VisionPrecision, Thresholds] = {
     "fp32": Thresholds(0.9999, 0.9999, 1.0, 1.0, 0.9999, 0.95),
     "fp16": Thresholds(0.999, 0.999, 1.0, 0.9, 0.999, 0.9),
     "int8": Thresholds(0.99, 0.99, 0.875, 0.75, 0.99, 0.75),
+    "w8a8": Thresholds(0.98, 0.99, 0.875, 0.75, 0.99, 0.5),
     "int4": Thresholds(0.9, 0.9, 0.625, 0.5, 0.9, 0.5),
 }
 
 
 def thresholds(
-    decoder: Precision, vision: Precision, overrides: VerifyThresholds, *, decoder_drops: bool = False
+    decoder: Precision, vision: VisionPrecision, overrides: VerifyThresholds, *, decoder_drops: bool = False
 ) -> Thresholds:
     """The table's row for these precisions, with the recipe's overrides.
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import CheckpointError
+from edgevlm.exporters.base import VisionPrecision
 from edgevlm.exporters.onnx import layout
 from edgevlm.quant.schemes import Precision
 from edgevlm.spec import ModelSpec, PatchesSpec, PreprocessSpec, Qwen2VisionSpec
 
 
-def config(spec: ModelSpec, precision: Precision, vision_precision: Precision) -> dict[str, Any]:
+def config(spec: ModelSpec, precision: Precision, vision_precision: VisionPrecision) -> dict[str, Any]:
     """`config.json`; `transformers.js_config` names precision and external data of each component."""
     decoder, prompt = spec.decoder, spec.prompt
-    components = {
+    components: dict[str, VisionPrecision] = {
         layout.VISION: vision_precision,
         layout.EMBEDDING: precision,
         layout.DECODER: precision,
@@ -161,7 +162,11 @@ def tokenizer_config(spec: ModelSpec, source: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_configs(
-    spec: ModelSpec, tokenizer_files: dict[str, Path], out: Path, precision: Precision, vision_precision: Precision
+    spec: ModelSpec,
+    tokenizer_files: dict[str, Path],
+    out: Path,
+    precision: Precision,
+    vision_precision: VisionPrecision,
 ) -> list[str]:
     """Write all files, without those of a processor for a model that cuts images into tiles; returns their names.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from edgevlm.errors import CheckpointError
-from edgevlm.exporters.base import Artifact, Progress, Role
+from edgevlm.exporters.base import Artifact, Progress, Role, VisionPrecision
 from edgevlm.exporters.onnx import layout
 from edgevlm.exporters.onnx.configs import write_configs, write_tokenizer
 from edgevlm.exporters.onnx.decoder import DecoderBuilder
@@ -24,23 +24,23 @@ from edgevlm.exporters.onnx.dialect_ort import OrtDialect
 from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.fusion import export_fusion
 from edgevlm.exporters.onnx.graph import Graph
+from edgevlm.exporters.onnx.static_int8 import trace_static
 from edgevlm.exporters.onnx.table import StoredTable, build_embedding, write_table
 from edgevlm.exporters.onnx.text import export_text
-from edgevlm.exporters.onnx.vision import export_vision
+from edgevlm.exporters.onnx.vision import export_vision, write_vision
 from edgevlm.models.footprint import release
 from edgevlm.models.fusion import Fusion
 from edgevlm.models.text_side import TextSide
 from edgevlm.models.vlm import VlmModel
 from edgevlm.quant.schemes import Precision, Scheme, scheme_for, store
 from edgevlm.quant.tensor import QuantizedTensor
+from edgevlm.quant.vision import StaticPlan
 from edgevlm.spec import ModelSpec
 
 
-def supports(spec: ModelSpec, precision: Precision, vision_precision: Precision) -> str | None:
+def supports(spec: ModelSpec, precision: Precision, vision_precision: VisionPrecision) -> str | None:
     """Why this model cannot be exported like this; None when it can."""
-    del precision  # every one exists for the decoder
-    if vision_precision == "int4":
-        return "a convolutional vision tower cannot be stored in int4; use int8 or fp16"
+    del precision, vision_precision  # every one exists
     if spec.decoder.rotary_dim % 16:
         return f"GroupQueryAttention rotates channels in groups of 16, not {spec.decoder.rotary_dim}"
     return None
@@ -51,7 +51,8 @@ def export(
     out: Path,
     *,
     precision: Precision,
-    vision_precision: Precision,
+    vision_precision: VisionPrecision,
+    static: StaticPlan | None = None,
     decoder: Sequence[Artifact] = (),
     progress: Progress,
 ) -> list[Artifact]:
@@ -60,7 +61,8 @@ def export(
     Args:
         model: its weights may be memory-mapped; they are converted one at a time, and let go of layer by layer.
         precision: of the decoder, its embedding and the fusion.
-        vision_precision: storage of the vision tower; it computes in float32.
+        vision_precision: storage of the vision tower; it computes in float32, but for w8a8.
+        static: how w8a8 computes.
         decoder: embedding and decoder, where their files are in `out` already; they are not written again.
         progress: called with weights done, weights in all, and what is being written.
 
@@ -75,7 +77,7 @@ def export(
         progress,
     )
     with _weight_errors(model):
-        vision = _export_vision(model, folder, vision_precision, steps)
+        vision = _export_vision(model, folder, vision_precision, static, steps)
         vision += _export_text(model, folder, vision_precision, steps)
         fusion = _export_fusion(model, folder, precision, steps)
         decoder = decoder or _export_embedding_and_decoder(model, folder, precision, steps)
@@ -85,7 +87,13 @@ def export(
 
 
 def export_vision_part(
-    model: VlmModel, out: Path, *, precision: Precision, vision_precision: Precision, progress: Progress
+    model: VlmModel,
+    out: Path,
+    *,
+    precision: Precision,
+    vision_precision: VisionPrecision,
+    static: StaticPlan | None = None,
+    progress: Progress,
 ) -> list[Artifact]:
     """Write the vision, text and fusion graphs and the tokenizer alone, for bundles whose decoder has another format.
 
@@ -99,7 +107,7 @@ def export_vision_part(
     folder.mkdir()
     steps = _Steps([model.vision, *(side.text for side in _texts(model)), *_fusions(model)], progress)
     with _weight_errors(model):
-        vision = _export_vision(model, folder, vision_precision, steps)
+        vision = _export_vision(model, folder, vision_precision, static, steps)
         vision += _export_text(model, folder, vision_precision, steps)
         fusion = _export_fusion(model, folder, precision, steps)
     names = write_tokenizer(model.spec, model.tokenizer_files, out)
@@ -138,11 +146,19 @@ def weights_of(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _export_vision(model: VlmModel, folder: Path, precision: Precision, steps: _Steps) -> list[Artifact]:
+def _export_vision(
+    model: VlmModel, folder: Path, precision: VisionPrecision, static: StaticPlan | None, steps: _Steps
+) -> list[Artifact]:
     steps.before("vision tower")
     path = folder / layout.graph_file(layout.VISION, precision)
     with ExternalData(folder / layout.data_file(layout.VISION, precision)) as data:
-        weight_bytes = export_vision(model.vision, model.spec.vision.image_size, precision, path, data)
+        size = model.spec.vision.image_size
+        if precision == "w8a8":
+            assert static is not None
+            # What stays in float is stored as it is by default.
+            weight_bytes = write_vision(trace_static(model.vision, size, static), "fp16", path, data)
+        else:
+            weight_bytes = export_vision(model.vision, size, precision, path, data)
     weights = weights_of(model.vision)
     release(model.vision)
     steps.after("vision tower", weights)
@@ -154,7 +170,7 @@ def _texts(model: VlmModel) -> list[TextSide]:
     return [] if model.text_side is None or model.spec.vision.text is None else [model.text_side]
 
 
-def _export_text(model: VlmModel, folder: Path, vision_precision: Precision, steps: _Steps) -> list[Artifact]:
+def _export_text(model: VlmModel, folder: Path, vision_precision: VisionPrecision, steps: _Steps) -> list[Artifact]:
     """The text graph, at half precision for narrower vision towers, and the tower's tokenizer above `folder`."""
     if not _texts(model):
         return []
@@ -237,7 +253,9 @@ def _export_decoder(
     return _artifacts("decoder", layout.DECODER, precision, weights, graph.weight_bytes)
 
 
-def _artifacts(role: Role, component: str, precision: Precision, weights: int, weight_bytes: int) -> list[Artifact]:
+def _artifacts(
+    role: Role, component: str, precision: VisionPrecision, weights: int, weight_bytes: int
+) -> list[Artifact]:
     """A graph and its data file; the graph's few inline weights are counted with the data."""
     prefix = f"{layout.FOLDER}/"
     return [

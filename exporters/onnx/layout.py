@@ -5,7 +5,7 @@ Each component's name ends in a suffix for its precision; its big tensors are in
 
 from __future__ import annotations
 
-from edgevlm.quant.schemes import Precision
+from edgevlm.exporters.base import VisionPrecision
 
 FOLDER = "onnx"
 VISION = "vision_encoder"
@@ -16,16 +16,22 @@ TEXT = "text_model"
 #: The text tower's own tokenizer, beside the decoder's.
 TEXT_TOKENIZER = "text_tokenizer.json"
 
-_SUFFIX: dict[Precision, str] = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "int4": "_q4"}
+_SUFFIX: dict[VisionPrecision, str] = {
+    "fp32": "",
+    "fp16": "_fp16",
+    "int8": "_int8",
+    "int4": "_q4",
+    "w8a8": "_quantized",
+}
 #: What transformers.js calls the precision that a suffix stands for.
-JS_DTYPE: dict[Precision, str] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int4": "q4"}
+JS_DTYPE: dict[VisionPrecision, str] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int4": "q4", "w8a8": "q8"}
 
 
-def graph_file(component: str, precision: Precision) -> str:
+def graph_file(component: str, precision: VisionPrecision) -> str:
     """The component's file name: `decoder_model_merged_q4.onnx`."""
     return f"{component}{_SUFFIX[precision]}.onnx"
 
 
-def data_file(component: str, precision: Precision) -> str:
+def data_file(component: str, precision: VisionPrecision) -> str:
     """The file of its external data: `decoder_model_merged_q4.onnx_data`."""
     return graph_file(component, precision) + "_data"

@@ -4,7 +4,7 @@
 inputs, `ranges` and `smoothing` choose numbers, `calibrate` puts a `StaticPlan` together, and an exporter writes it.
 """
 
-from edgevlm.quant.vision.calibrate import plan_vision
+from edgevlm.quant.vision.calibrate import calibrated, plan_vision
 from edgevlm.quant.vision.plan import StaticLayer, StaticPlan
 
-__all__ = ["StaticLayer", "StaticPlan", "plan_vision"]
+__all__ = ["StaticLayer", "StaticPlan", "calibrated", "plan_vision"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgevlm import reference
-from edgevlm.calibration import Calibration
+from edgevlm.calibration import Calibration, Sample
 from edgevlm.errors import InputError
 from edgevlm.imageio import load_image
 from edgevlm.models.vlm import VisionModel, VlmModel
@@ -67,11 +67,8 @@ def plan_vision(model: VlmModel, calibration: Calibration | None, progress: Repo
         InputError: there are no samples, or an activation is not finite.
         ValueError: a weight is not finite.
     """
-    if calibration is None or not calibration.count:
-        what = "static int8 vision needs calibration images and there are none"
-        raise InputError(what, "--vision-precision w8a8", "add --calibrate scenes, or a folder of images")
-    model = _without_reducer(model)
-    images = list(islice(_different(model, calibration), MOST_IMAGES))
+    samples, model = calibrated(calibration).samples, _without_reducer(model)
+    images = list(islice(_different(model, samples()), MOST_IMAGES))
     seen = _magnitudes(model, images, progress)
     # A layer that runs on one row an image (squeeze and excitation) gains nothing.
     active = [group for group in groups(model.vision) if seen[group.layers[0]].rows > 1]
@@ -87,6 +84,18 @@ def plan_vision(model: VlmModel, calibration: Calibration | None, progress: Repo
     return StaticPlan(left, _divided(model, active, left), kept, error)
 
 
+def calibrated(calibration: Calibration | None) -> Calibration:
+    """The calibration data, which there must be.
+
+    Raises:
+        InputError: there are none.
+    """
+    if calibration is None or not calibration.count:
+        what = "vision precision w8a8 needs calibration images and there are none"
+        raise InputError(what, "--vision-precision w8a8", "add --calibrate scenes, or a folder of images")
+    return calibration
+
+
 def _without_reducer(model: VlmModel) -> VlmModel:
     """The model with all of its image tokens: what a reducer leaves out depends on the image."""
     vision, spec = model.vision, model.spec
@@ -97,10 +106,10 @@ def _without_reducer(model: VlmModel) -> VlmModel:
     return dataclasses.replace(model, vision=plain, spec=spec)
 
 
-def _different(model: VlmModel, calibration: Calibration) -> Iterator[PreparedImage]:
+def _different(model: VlmModel, samples: Iterator[Sample]) -> Iterator[PreparedImage]:
     """The images of the samples, each once."""
     keys: set[bytes] = set()
-    for sample in calibration.samples():
+    for sample in samples:
         image = prepare(load_image(sample.image), model.spec.preprocess)
         if image.key not in keys:
             keys.add(image.key)

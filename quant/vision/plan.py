@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 LARGEST = 127
+#: So many layers are named to people, the others counted.
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,14 @@ class StaticPlan:
     divided: Mapping[str, NDArray[np.float32]]
     kept: tuple[str, ...]
     error: float
+
+    def __str__(self) -> str:
+        """What people should know of it, in one line."""
+        more = len(self.kept) - _NAMED
+        shown = ", ".join(self.kept[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        kept = f"; {len(self.kept)} stay in float: {shown}" if self.kept else ""
+        off = f"features of calibration images are {self.error:.1%} off"
+        return f"{len(self.layers)} layers of the vision tower run on int8, {off}{kept}"
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
