@@ -331,6 +331,11 @@ class OnnxRuntimeDecoder:
         self._append(self._step, 1, self._no_images, "the decoder failed on a token")
         return self._last_logits()
 
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of the whole context."""
+        return sum(buffer.nbytes for buffer in self._cache.values())
+
     def reset(self, keep: int = 0) -> None:
         """Forget all positions from `keep` on: what lies behind is overwritten before it is read."""
         if not 0 <= keep <= self.position:
