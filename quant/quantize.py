@@ -147,6 +147,8 @@ class Quantize(Pass[QuantizeConfig]):
             return None if wanted == name else f"{scheme} needs gguf_type {name}"
         if recipe.precision != preset.precision:
             return f"{scheme} needs precision {preset.precision}, not {recipe.precision}"
+        if preset.vision not in (None, recipe.vision_precision):
+            return f"{scheme} needs vision_precision {preset.vision}"
         return None
 
     def applies_to(self, spec: ModelSpec) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from edgevlm.cli.pass_flags import pass_options, passes_of, precision_beside
+from edgevlm.cli.pass_flags import pass_options, passes_of, precisions_beside
 from edgevlm.errors import InputError
 from edgevlm.progress import show_progress
 from edgevlm.recipe import GgufType, Imatrix, Precision, Recipe, VisionPrecision
@@ -67,11 +67,12 @@ def command(
 
     MODEL is a checkpoint folder, a zoo: name, or a hub id owner/name.
     """
+    beside = precisions_beside(passes.get("quantize"))
     flags = {
         "model": model,
         "format": format_,
-        "precision": precision or precision_beside(passes.get("quantize")),
-        "vision_precision": vision_precision,
+        "precision": precision or beside.get("precision"),
+        "vision_precision": vision_precision or beside.get("vision_precision"),
         "gguf_type": gguf_type,
         "imatrix": imatrix,
         "mmproj": mmproj,
