@@ -56,7 +56,7 @@ def check_own_cache(options: EngineOptions, engine: str) -> None:
         raise InputError(
             f"{engine} cannot store keys and values as {options.kv_cache}",
             "kv_cache",
-            "leave it out; GGUF bundles run with llama.cpp, which can",
+            "leave it out; GGUF bundles take it, and ONNX bundles are exported with --kv-cache int8",
         )
 
 
