@@ -17,7 +17,7 @@ from edgevlm.imageio import load_image
 from edgevlm.models.vlm import VlmModel
 from edgevlm.preprocess import PreparedImage, prepare
 from edgevlm.pruning.tokens.prune_tokens import PruneTokens
-from edgevlm.quant.vision import plan_vision
+from edgevlm.quant.vision import StaticPlan, plan_vision
 from edgevlm.quant.vision.folded import effective, folded
 from edgevlm.quant.vision.kept import rounded
 from edgevlm.quant.vision.layers import groups, products
@@ -76,16 +76,32 @@ def test_features_rounded_are_near_those_in_float(name: str) -> None:
     assert cosine(found, exact) > 0.998
 
 
+def refolded(model: VlmModel, plan: StaticPlan) -> VlmModel:
+    """The model with all that the plan folds, and nothing rounded."""
+    twin = folded(model.vision, plan)
+    for path in plan.layers:
+        twin.get_submodule(path).weight = torch.nn.Parameter(effective(model.vision, plan, f"{path}.weight"))
+    return replace(model, vision=twin)
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_folding_changes_no_feature(name: str) -> None:
     model, plan = vlm(name), plans(name)
     assert plan.divided
-    twin = folded(model.vision, plan)
-    for path in products(model.vision):
-        if path in plan.layers:
-            twin.get_submodule(path).weight = torch.nn.Parameter(effective(model.vision, plan, f"{path}.weight"))
-    folds = features(replace(model, vision=twin))
-    assert np.abs(folds - features(model)).max() < 1e-4 * np.abs(folds).max()
+    found = features(refolded(model, plan))
+    assert np.abs(found - features(model)).max() < 1e-4 * np.abs(found).max()
+
+
+def test_values_kept_in_float_are_folded_for_what_mixes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vlm("clip")
+    kept = tuple(f"encoder.layers.0.attention.{part}_proj" for part in "qkv")
+    monkeypatch.setattr("edgevlm.quant.vision.calibrate.keep_costly", lambda *_: (kept, 0.0))
+    plan = planned(model)
+    assert f"{kept[2]}.weight" in plan.divided
+    assert "encoder.layers.0.norm1.weight" not in plan.divided
+    assert not set(kept) & set(plan.layers)
+    found = features(refolded(model, plan))
+    assert np.abs(found - features(model)).max() < 1e-4 * np.abs(found).max()
 
 
 def test_smoothing_is_used_where_a_norm_makes_a_channel_loud() -> None:
