@@ -114,7 +114,7 @@ class Quantize(Pass[QuantizeConfig]):
     def __init__(self, config: QuantizeConfig, seed: int) -> None:
         super().__init__(config, seed)
         self.options = GptqOptions(config.act_order, config.damping)
-        self._recipe = Recipe(model="unknown")
+        self._recipe: Recipe | None = None
         self._plan: auto.Plan | None = None
         if config.scheme == _AUTO:
             self.needs_calibration = True
@@ -156,7 +156,8 @@ class Quantize(Pass[QuantizeConfig]):
         given = self.config.layers
         if given is not None and len(given) != spec.decoder.num_hidden_layers:
             return f"it has {spec.decoder.num_hidden_layers} layers, and the recipe has schemes for {len(given)}"
-        for preset in {read_scheme(name) for name in given or ()} or ({self._uniform} if self._one else set()):
+        presets = [self._uniform] if self._one else [read_scheme(name) for name in dict.fromkeys(given or ())]
+        for preset in presets:
             for what, width in _widths(spec.decoder).items():
                 size = preset.group_size
                 if size is not None and width % size:
@@ -202,6 +203,7 @@ class Quantize(Pass[QuantizeConfig]):
     def _chosen(self, model: VlmModel, context: PassContext, scratch: Scratch) -> VlmModel:
         """The model with what `auto` chooses."""
         assert context.calibration is not None
+        assert self._recipe is not None
         schemes = candidates(self._recipe.format, _widths(model.spec.decoder).values())
         budget = parse_budget(self.config.budget or DEFAULT_BUDGET)
         others = _other_weights(model, self._recipe)
