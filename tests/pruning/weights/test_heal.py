@@ -14,7 +14,7 @@ from pruned_models import run, scenes, silent, states_of
 
 from edgevlm.calibration import Calibration
 from edgevlm.calibration.activations import Activations
-from edgevlm.calibration.answers import answer_rows
+from edgevlm.calibration.answers import answer_rows, divergence
 from edgevlm.calibration.layers import run_through
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.calibration.sources import open_calibration
