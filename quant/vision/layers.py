@@ -2,7 +2,7 @@
 
 In: a `VisionModel`. Out: groups of layers with the same input. Products carry nearly all of the work: linear layers and
 convolutions over one pixel. What stays in float: the convolution that reads pixels, depthwise ones, attention's own two
-products, and everything that chooses tokens.
+products, Q-Formers, and everything that chooses tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgevlm.models.fastvithd import AttentionBlock, ConvFeedForward, RepMixerBlock
 from edgevlm.models.projector import MlpProjector
+from edgevlm.models.qformer import QFormerProjector
 from edgevlm.models.qwen2_vision import Qwen2VisionBlock
 from edgevlm.models.vit import VitLayer
 from edgevlm.models.vlm import VisionModel
@@ -36,12 +37,15 @@ class Group:
 
 
 def products(vision: VisionModel) -> dict[str, nn.Module]:
-    """The layers that can run on int8, by name: linear layers and 1x1 convolutions of encoder and projector."""
-    return {
-        name: module
-        for name, module in vision.named_modules()
-        if name.startswith(("encoder.", "projector.")) and _is_product(module)
-    }
+    """The layers that can run on int8, by name: linear layers and 1x1 convolutions of encoder and projector.
+
+    A Q-Former stays in float: its queries are constants, and behind products of its first layer whose weights are
+    int8, OpenVINO 2026.4 writes into what it keeps of them, so that each image sees what the one before left there.
+    """
+    roots: tuple[str, ...] = ("encoder.", "projector.")
+    if isinstance(vision.projector, QFormerProjector):
+        roots = ("encoder.",)
+    return {name: module for name, module in vision.named_modules() if name.startswith(roots) and _is_product(module)}
 
 
 def groups(vision: VisionModel) -> list[Group]:
