@@ -99,9 +99,10 @@ def search(
     """
     presets = [read_scheme(name) for name in schemes]
     parts = _Parts(_sizes(model.decoder, presets))
-    most = _bytes_allowed(budget, model, others)
-    if most is not None:
-        check_size(parts.sizes, most)
+    most = None
+    if budget.kind in ("size", "bits"):
+        weights = others.count + sum(tensor.numel() for tensor in model.decoder.parameters())
+        most = check_size(budget, parts.sizes, others.bytes + float_bytes(model.decoder), weights)
     for found in layer_moments(model, calibration, scratch, part_of(progress, 0, 0.4)):
         made = [layer_codes(found, preset, options) for preset in presets]
         parts.codes.append([{name: kept(each, scratch) for name, each in codes.items()} for codes in made])
@@ -255,15 +256,6 @@ def _sizes(decoder: Decoder, presets: Sequence[Preset]) -> list[list[int]]:
     shapes = [[tensor.shape for tensor in layer.parameters() if tensor.ndim == 2] for layer in decoder.layers]
     shapes.append([decoder.get_parameter(name).shape for name in tables])
     return [[size(part, preset) for preset in presets] for part in shapes]
-
-
-def _bytes_allowed(budget: Budget, model: VlmModel, others: Weights) -> float | None:
-    """What the parts may take together, where the budget counts bytes."""
-    if budget.kind not in ("size", "bits"):
-        return None
-    weights = others.count + sum(tensor.numel() for tensor in model.decoder.parameters())
-    total = budget.value if budget.kind == "size" else budget.value * weights / 8
-    return total - others.bytes - float_bytes(model.decoder)
 
 
 def kept(tensor: QuantizedTensor, scratch: Scratch) -> QuantizedTensor:

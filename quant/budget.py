@@ -7,6 +7,7 @@ choice is a small integer programme (multiple-choice knapsack), which scipy's `m
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,34 +55,39 @@ def parse_budget(text: str) -> Budget:
 
 
 def least_loss(losses: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], most: float) -> list[int]:
-    """The scheme of each part with the least loss in all, within so many bytes.
+    """The scheme of each part with the least loss in all, within so many bytes, which the smallest schemes keep.
 
     Args:
         losses: of each part, by scheme.
         sizes: bytes of each part, by scheme.
         most: bytes of all parts together.
-
-    Raises:
-        InputError: the smallest schemes are too large.
     """
-    check_size(sizes, most)
     return _solve(losses, sizes, most)
 
 
-def check_size(sizes: Sequence[Sequence[int]], most: float) -> None:
-    """Refuse a bound that no choice keeps.
+def check_size(budget: Budget, sizes: Sequence[Sequence[int]], other_bytes: int, weights: int) -> float:
+    """Bytes that the parts may take together under a budget of `size` or `bits`.
+
+    Args:
+        budget: over the whole model.
+        sizes: bytes of each part, by scheme.
+        other_bytes: of everything that no scheme changes.
+        weights: of the whole model.
 
     Raises:
-        InputError: the smallest schemes are too large.
+        InputError: the smallest schemes take more.
     """
-    least = sum(map(min, sizes))
-    if least > most:
+    total = budget.value if budget.kind == "size" else budget.value * weights / 8
+    needed = sum(map(min, sizes)) + other_bytes
+    if needed > total:
+        size, bits = math.ceil(needed / 1e4) / 100, math.ceil(800 * needed / weights) / 100
+        nearest = f"size={size:.2f}MB" if budget.kind == "size" else f"bits={bits:.2f}"
         raise InputError(
-            f"the weights cannot be that small: with the smallest schemes these parts take {least / 1e6:.2f} MB, and "
-            f"{max(most, 0) / 1e6:.2f} MB are left for them",
+            f"the weights cannot be that small: the smallest schemes take {size:.2f} MB, {bits:.2f} bits each",
             _WHERE,
-            f"allow {(least - most) / 1e6:.2f} MB more, store the vision tower narrower, or prune first",
+            f"allow {nearest}, store the vision tower narrower, or prune first",
         )
+    return total - other_bytes
 
 
 def least_size(losses: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], most: float) -> list[int]:

@@ -1,12 +1,13 @@
 """Choices within a budget: the best of all, found by trying them all; what cannot be met says the nearest that can."""
 
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from edgevlm.errors import InputError
-from edgevlm.quant.budget import Budget, least_loss, least_size, parse_budget
+from edgevlm.quant.budget import Budget, check_size, least_loss, least_size, parse_budget
 
 LOSSES = np.random.default_rng(0).gamma(0.5, 1e-3, (6, 3)) * [4, 2, 0.1]
 SIZES = np.random.default_rng(1).integers(900, 1100, (6, 1)) * [4, 5, 8]
@@ -39,11 +40,17 @@ def test_no_other_choice_is_smaller_within_so_much_loss(share: float) -> None:
     assert sum(SIZES[row, c] for row, c in enumerate(chosen)) == pytest.approx(tried(SIZES, LOSSES, most))
 
 
-def test_what_cannot_be_met_says_the_nearest_that_can() -> None:
-    least = SIZES.min(axis=1).sum()
+@pytest.mark.parametrize("kind", ["size", "bits"])
+def test_a_size_that_cannot_be_met_says_the_nearest_that_can(kind: Literal["size", "bits"]) -> None:
+    sizes, others, weights = (SIZES * 1000).tolist(), 3_000_000, 60_000_000
     with pytest.raises(InputError, match="cannot be that small") as caught:
-        least_loss(LOSSES.tolist(), (SIZES * 1000).tolist(), (least - 500) * 1000)
-    assert caught.value.hint.startswith("allow 0.50 MB more")
+        check_size(Budget(kind, 2.0), sizes, others, weights)
+    nearest = parse_budget(caught.value.hint.removeprefix("allow ").partition(", ")[0])
+    least = sum(map(min, sizes))
+    assert least <= check_size(nearest, sizes, others, weights) < least * 1.01
+
+
+def test_a_loss_that_cannot_be_met_says_the_nearest_that_can() -> None:
     with pytest.raises(InputError, match="the best has KL") as caught:
         least_size(LOSSES.tolist(), SIZES.tolist(), 1e-9)
     nearest = float(caught.value.hint.partition("=")[2])
