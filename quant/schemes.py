@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgevlm.models.qformer import QFormerProjector
+from edgevlm.models.vlm import VisionModel
 from edgevlm.quant import mse, rtn
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 
@@ -65,6 +67,15 @@ def store(weight: Tensor, scheme: Scheme) -> StoredMatrix:
     if scheme == "float16" and not np.isfinite(array).all():
         raise ValueError("the weight holds a value that float16 cannot")
     return array
+
+
+def half_prefixes(vision: VisionModel) -> tuple[str, ...]:
+    """How names of weights begin that are stored in float16 where the rest of the tower gets narrower.
+
+    A Q-Former's queries are constants. Where the weights of its first layer are integers that are widened in the graph,
+    OpenVINO 2026.4 writes into what it made of the queries, so that each image sees what the one before left there.
+    """
+    return ("projector.",) if isinstance(vision.projector, QFormerProjector) else ()
 
 
 def vision_scheme(shape: tuple[int, ...], precision: Precision) -> Scheme:

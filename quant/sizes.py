@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from edgevlm.models.vlm import VisionModel
 from edgevlm.quant.gguf_grid import BLOCK
-from edgevlm.quant.schemes import Precision, Scheme, vision_scheme
+from edgevlm.quant.schemes import Precision, Scheme, half_prefixes, vision_scheme
 from edgevlm.quant.tensor import QuantScheme
 
 #: Smaller tensors of a vision graph stay as they are.
@@ -30,14 +31,16 @@ def matrix_bytes(rows: int, columns: int, scheme: Scheme) -> int:
     return rows * (codes + 4 * groups + zeros)
 
 
-def vision_bytes(vision: nn.Module, precision: Precision) -> int:
+def vision_bytes(vision: VisionModel, precision: Precision) -> int:
     """Bytes of a vision tower's weights."""
     total = 0
-    for module in vision.modules():
+    halves = half_prefixes(vision)
+    for path, module in vision.named_modules():
+        stored: Precision = "fp16" if precision in ("int8", "int4") and f"{path}.".startswith(halves) else precision
         for tensor in module.parameters(recurse=False):
             # Matrices of linear layers are written transposed.
             shape = tuple(tensor.shape)[:: -1 if isinstance(module, nn.Linear) else 1]
-            scheme = vision_scheme(shape, precision) if 4 * tensor.numel() >= VISION_INLINE_BELOW else "float32"
+            scheme = vision_scheme(shape, stored) if 4 * tensor.numel() >= VISION_INLINE_BELOW else "float32"
             if isinstance(scheme, QuantScheme) and scheme.bits == 8:
                 # A scale and a zero point for each output channel.
                 total += tensor.numel() + 5 * shape[1 if len(shape) == 2 else 0]

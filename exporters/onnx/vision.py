@@ -37,7 +37,7 @@ from edgevlm.models.llava_mini_vision import CompressedVit
 from edgevlm.models.qwen2_vision import Qwen2Vision
 from edgevlm.models.tiled import TiledVisionModel
 from edgevlm.models.vlm import VisionModel
-from edgevlm.quant.schemes import Precision, store, vision_scheme
+from edgevlm.quant.schemes import Precision, half_prefixes, store, vision_scheme
 from edgevlm.quant.tensor import QuantizedTensor
 
 #: 20 brings Gelu; OpenVINO and the runtimes on devices read it.
@@ -56,17 +56,23 @@ def export_vision(vision: VisionModel, resolution: int, precision: Precision, pa
         ValueError: a weight is not finite or does not fit the precision.
         OSError: a file cannot be written.
     """
-    return write_vision(trace_vision(vision, resolution), precision, path, data)
+    return write_vision(trace_vision(vision, resolution), precision, path, data, half_prefixes(vision))
 
 
-def write_vision(model: ir.Model, precision: Precision, path: Path, data: ExternalData) -> int:
-    """The second half of `export_vision`: from a traced model, which is altered, to files."""
+def write_vision(
+    model: ir.Model, precision: Precision, path: Path, data: ExternalData, halves: tuple[str, ...] = ()
+) -> int:
+    """The second half of `export_vision`: from a traced model, which is altered, to files.
+
+    Weights whose names begin with one of `halves` are stored in float16 at least.
+    """
     weight_bytes = 0
     for value in sorted(model.graph.initializers.values(), key=lambda value: value.name or ""):
         assert value.const_value is not None and value.name is not None
         array = value.const_value.numpy()
         if array.nbytes >= _INLINE_BELOW:
-            weight_bytes += _store(model, value, array, precision, data)
+            narrow = precision in ("int8", "int4") and value.name.startswith(halves)
+            weight_bytes += _store(model, value, array, "fp16" if narrow else precision, data)
         elif array.dtype in (np.float32, np.int8):
             weight_bytes += array.nbytes
     model.producer_name, model.producer_version = "edgevlm", __version__
