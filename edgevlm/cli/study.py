@@ -11,7 +11,7 @@ import click
 from edgevlm.bench.tasks import TASKS
 from edgevlm.errors import EdgeVLMError
 from edgevlm.progress import show_progress
-from edgevlm.recipe import PassEntry, Precision, Recipe
+from edgevlm.recipe import PassEntry, Precision, Recipe, VisionPrecision
 from edgevlm.runtimes.select import DECODER_ENGINES, VISION_ENGINES
 
 _POSITIVE = click.IntRange(min=1)
@@ -49,7 +49,9 @@ def command() -> None:
 @click.option("--split", default="test", show_default=True, help="Split of the accuracy task.")
 @click.option("--format", "format_", type=click.Choice(["onnx", "gguf"]), help="Artefact format.  [default: onnx]")
 @click.option("--precision", type=_PRECISIONS, help="Weights of the decoder.  [default: int4]")
-@click.option("--vision-precision", type=_PRECISIONS, help="Weights of the vision tower.  [default: fp16]")
+@click.option(
+    "--vision-precision", type=click.Choice(get_args(VisionPrecision)), help="Of the vision tower.  [default: fp16]"
+)
 @click.option("--resolution", type=int, help="Input pixels along one side.  [default: the checkpoint's]")
 @click.option("--calibrate", metavar="SOURCE", help="Images for the methods that need them, as of `edgevlm export`.")
 @click.option("--margin", type=click.FloatRange(0, 100), default=2.0, show_default=True, help="Harmless loss, points.")
