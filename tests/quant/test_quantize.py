@@ -1,6 +1,7 @@
 """The pass `quantize`: its codes are in the files, AWQ's factors are folded, and what cannot be is refused."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 from edgevlm.recipe import CalibrationData, PassEntry, Recipe
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Statistics of other runs may be of another number of threads, which changes their last bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def recipe(scheme: str, model: str = "zoo:nano-fastvlm", precision: str = "int4", **fields: Any) -> Recipe:
