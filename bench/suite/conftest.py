@@ -22,11 +22,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path) -> Exported:
-    """Export the checkpoint as `onnx` int4 or `gguf` q4_0, once each."""
+    """Export the checkpoint as `onnx` or `gguf` at a precision, once each."""
 
     @cache
-    def once(kind: str) -> Export:
-        recipe = Recipe.from_sources(None, {"model": str(checkpoint), "format": kind, "precision": "int4"})
-        return export(recipe, checkpoint.parent / kind)
+    def once(kind: str, precision: str) -> Export:
+        recipe = Recipe.from_sources(None, {"model": str(checkpoint), "format": kind, "precision": precision})
+        return export(recipe, checkpoint.parent / f"{kind}-{precision}")
 
     return once

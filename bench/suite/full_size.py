@@ -31,8 +31,8 @@ class Export:
     peak_rss_bytes: int
 
 
-#: `onnx` or `gguf` to the export in that format.
-Exported: TypeAlias = Callable[[str], Export]
+#: `onnx` or `gguf`, and a precision, to the export in that format.
+Exported: TypeAlias = Callable[[str, str], Export]
 
 
 def export(recipe: Recipe, out: Path) -> Export:

@@ -11,8 +11,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,63 +20,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgevlm.bundle import open_bundle
+from edgevlm.bench.suite.decoder_rounds import Round, prompt, repeat
 from edgevlm.child import Send
-from edgevlm.runtimes.base import EngineOptions
-from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder
 from edgevlm.spec import DecoderSpec
 
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
-@dataclass(frozen=True)
-class Round:
-    """Milliseconds of one prefill and of the decode steps after it."""
-
-    prefill_ms: float
-    decode_ms: list[float]
-
-
-def measure_ours(
+def measure(
     send: Send, folder: str, threads: int, context: int, positions: int, rounds: int, steps: int
 ) -> dict[str, list[float]]:
-    """Child entry point: milliseconds of prefill and decode steps of our bundle, after one of each to warm up."""
-    del send
-    bundle = open_bundle(folder)
-    graphs = bundle.artifact("decoder", ".onnx"), bundle.artifact("embed", ".onnx")
-    decoder = OnnxRuntimeDecoder(*graphs, bundle.spec, EngineOptions(threads, context))
-
-    def one(count: int) -> Round:
-        decoder.reset()
-        start = time.perf_counter()
-        token = int(decoder.prefill([_prompt(positions)]).argmax())
-        prefill, gaps = time.perf_counter() - start, []
-        for _ in range(count):
-            start = time.perf_counter()
-            token = int(decoder.decode(token).argmax())
-            gaps.append(1e3 * (time.perf_counter() - start))
-        return Round(1e3 * prefill, gaps)
-
-    return _rounds(one, rounds, steps)
-
-
-def measure_theirs(
-    send: Send, folder: str, threads: int, context: int, positions: int, rounds: int, steps: int
-) -> dict[str, list[float]]:
-    """Child entry point: the same of onnxruntime-genai's model."""
+    """Child entry point: what `decoder_rounds.measure` does, of onnxruntime-genai's model."""
     del send
     loop = GenaiLoop(Path(folder), threads, context)
-    return _rounds(lambda count: loop.round(_prompt(positions), count), rounds, steps)
-
-
-def _rounds(one: Callable[[int], Round], rounds: int, steps: int) -> dict[str, list[float]]:
-    one(1)
-    done = [one(steps) for _ in range(rounds)]
-    return {"prefill": [each.prefill_ms for each in done], "decode": [gap for each in done for gap in each.decode_ms]}
-
-
-def _prompt(positions: int) -> NDArray[np.int32]:
-    return np.random.default_rng(0).integers(0, 1000, positions).astype(np.int32)
+    return repeat(lambda count: loop.round(prompt(positions), count), rounds, steps)
 
 
 def build(checkpoint: Path, spec: DecoderSpec, work: Path) -> Path:

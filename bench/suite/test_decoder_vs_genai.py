@@ -38,9 +38,12 @@ class Sides:
 
     def turn(self, side: str) -> None:
         """One process from start to end."""
-        target = f"edgevlm.bench.suite.genai:measure_{side}"
+        module = {"ours": "decoder_rounds", "theirs": "genai"}[side]
         found = run_child(
-            target, self._arguments[side], timeout=_TIMEOUT_S, environment={"ORT_DISABLE_TELEMETRY": "1"}
+            f"edgevlm.bench.suite.{module}:measure",
+            self._arguments[side],
+            timeout=_TIMEOUT_S,
+            environment={"ORT_DISABLE_TELEMETRY": "1"},
         ).value
         self.prefill[side] += found["prefill"]
         self.decode[side] += found["decode"]
@@ -48,7 +51,7 @@ class Sides:
 
 @pytest.fixture(scope="module")
 def sides(checkpoint: Path, exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Sides:
-    bundle = open_bundle(exported("onnx").bundle)
+    bundle = open_bundle(exported("onnx", "int4").bundle)
     folder = genai.build(checkpoint, bundle.spec.decoder, tmp_path_factory.mktemp("genai"))
     return Sides(bundle.path, folder)
 

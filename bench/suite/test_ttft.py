@@ -22,7 +22,7 @@ TOKENS = 33
 
 @pytest.fixture(scope="module", params=["onnx", "gguf"])
 def session(request: pytest.FixtureRequest, exported: Exported) -> Iterator[Session]:
-    with edgevlm.load(exported(request.param).bundle) as loaded:
+    with edgevlm.load(exported(request.param, "int4").bundle) as loaded:
         yield loaded
 
 

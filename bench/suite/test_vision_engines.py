@@ -47,7 +47,7 @@ def _plain(checkpoint: Path, threads: int) -> Callable[[Float32], Float32]:
 def test_auto_against_plain_onnxruntime(
     benchmark: Any, capsys: pytest.CaptureFixture[str], checkpoint: Path, exported: Exported
 ) -> None:
-    threads, bundle = thread_count(0), open_bundle(exported("onnx").bundle)
+    threads, bundle = thread_count(0), open_bundle(exported("onnx", "int4").bundle)
     plain, engine = _plain(checkpoint, threads), open_vision(bundle, "auto", EngineOptions(threads))
     random = np.random.default_rng(0)
     reference: list[float] = []
