@@ -96,9 +96,12 @@ class Pass(ABC, Generic[ConfigT]):
     def applies_to(self, spec: ModelSpec) -> str | None:
         """Why this model cannot take the pass, or None."""
 
-    @abstractmethod
     def planned(self, spec: ModelSpec) -> ModelSpec:
-        """The spec after the pass, as far as it is known before weights are read; `applies_to` has been asked."""
+        """The spec after the pass, as far as it is known before weights are read; `applies_to` has been asked.
+
+        As it was, unless the pass says otherwise.
+        """
+        return spec
 
     @abstractmethod
     def run(self, model: VlmModel, context: PassContext) -> VlmModel:

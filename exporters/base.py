@@ -10,9 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
-#: `w8a8` computes in int8; the others are how weights are stored.
-VisionPrecision = Literal["fp32", "fp16", "int8", "int4", "w8a8"]
 Role = Literal[
     "vision",
     "text",

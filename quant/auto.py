@@ -7,7 +7,6 @@ need not search. The loss of a part is the KL divergence of the answers from the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from edgevlm.calibration import Calibration
 from edgevlm.calibration.activations import Activations, embed
 from edgevlm.calibration.answers import divergence, right_answers
-from edgevlm.calibration.layers import LayerStep, advance, run_through
+from edgevlm.calibration.layers import LayerStep, advance, float_layer, run_through
 from edgevlm.calibration.moments import layer_moments
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.errors import InputError
@@ -128,6 +127,8 @@ class _Trial:
         self.decoder = model.decoder
         self.fused = model.fusion is not None
         self.front = front
+        self.scratch = scratch
+        #: Those that losses are measured on, in front of the first layer.
         self.few = front.copy(scratch, SAMPLES)
         self.room = self.few.copy(scratch)
         self.answers = self.few.copy(scratch)
@@ -136,7 +137,7 @@ class _Trial:
     def measure(self, parts: _Parts, presets: Sequence[Preset], progress: Report) -> None:
         """Losses of each layer alone, then of the tables."""
         count = len(self.decoder.layers)
-        here = self.few
+        here = self.few.copy(self.scratch)
         for index in range(count):
             progress(index / (count + 1), 1, f"what layer {index + 1} of {count} costs by itself")
             losses = []
@@ -150,20 +151,14 @@ class _Trial:
         progress(count / (count + 1), 1, "what the tables cost by themselves")
         parts.losses.append([])
         for preset in presets:
-            self._enter(self.room, self.answers_from(self.front), preset)
+            self._enter(self.room, self.few, preset)
             run_through(self.decoder, self.room)
             head = self._with_head(preset)
             parts.losses[-1].append(max(divergence(self.decoder, self.room, self.answers, head), 0.0))
 
-    def answers_from(self, front: Activations) -> Activations:
-        """The samples that losses are measured on, in front of the first layer."""
-        most = len(self.few)
-        chosen = [index * len(front) // most for index in range(most)]
-        return replace(front, states=[front.states[i] for i in chosen], sequences=[front.sequences[i] for i in chosen])
-
     def loss(self, chosen: Sequence[int], parts: _Parts, presets: Sequence[Preset]) -> float:
         """KL divergence with all parts quantized as chosen."""
-        head = self._run(self.room, self.answers_from(self.front), chosen, parts, presets)
+        head = self._run(self.room, self.few, chosen, parts, presets)
         return max(divergence(self.decoder, self.room, self.answers, head), 0.0)
 
     def within(self, drop: float, parts: _Parts, presets: Sequence[Preset]) -> list[int]:
@@ -174,8 +169,7 @@ class _Trial:
                 "quantize field 'budget'",
                 "calibrate with scenes or a .jsonl file with answers, or write kl=0.01",
             )
-        scratch = Scratch(0)
-        room = self.front.copy(scratch)
+        room = self.front.copy(self.scratch)
         run_through(self.decoder, room)
         original = right_answers(self.decoder, room)
         low, high = sum(map(min, parts.losses)), sum(map(max, parts.losses))
@@ -233,15 +227,14 @@ class _Trial:
 
 def _rounded(decoder: Decoder, index: int, codes: dict[str, QuantizedTensor]) -> DecoderLayer:
     """A float32 copy of a layer with what its codes stand for."""
-    layer = copy.deepcopy(decoder.layers[index]).float()
-    assert isinstance(layer, DecoderLayer)
+    layer = float_layer(decoder, index)
     for name, tensor in codes.items():
         layer.get_parameter(f"{name}.weight").data.copy_(torch.from_numpy(tensor.dequantize()))
     return layer
 
 
 def _nearest(rows: Tensor, preset: Preset) -> Tensor:
-    """Rows of a table as they are when they are read from the file."""
+    """Rows of a table on the scheme's grid (llama.cpp, which writes those of GGUF, rounds a few to the next code)."""
     scheme = scheme_for_width(replace(preset, algorithm="rtn"), rows.shape[1])
     return torch.from_numpy(rtn.quantize(rows, scheme).dequantize())
 

@@ -91,6 +91,18 @@ def _cost(groups: Tensor, grid: Grid, importance: Tensor) -> Tensor:
     return (weighed * errors).sum(dim=-1)
 
 
+def finite(weight: Tensor) -> Tensor:
+    """A weight in float32.
+
+    Raises:
+        ValueError: it holds a value that is not finite.
+    """
+    values = weight.detach().float()
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("the weight holds a value that is not finite")
+    return values
+
+
 def grouped(weight: Tensor, size: int) -> Tensor:
     """A matrix `[N, K]` as groups `[N, ceil(K / size), size]`; the last is filled up with zeros."""
     rows, columns = weight.shape

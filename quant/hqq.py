@@ -12,16 +12,20 @@ import torch
 from torch import Tensor
 
 from edgevlm.quant.gguf_grid import storable_scales
-from edgevlm.quant.grid import Grid, fit, grouped, on_grid
+from edgevlm.quant.grid import Grid, finite, fit, grouped, on_grid
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 
 #: The authors' values: p of the p-norm, penalty of the first step, its growth, steps at most.
 NORM, PENALTY, GROWTH, STEPS = 0.7, 10.0, 1.01, 20
 
 
-def hqq(weight: Tensor, scheme: QuantScheme) -> QuantizedTensor:
-    """Quantize one matrix, float32 `[N, K]`, finite."""
-    groups = grouped(weight, scheme.group_size)
+def quantize(weight: Tensor, scheme: QuantScheme) -> QuantizedTensor:
+    """Quantize one matrix `[N, K]`, of any float dtype.
+
+    Raises:
+        ValueError: the weight holds a value that is not finite.
+    """
+    groups = grouped(finite(weight), scheme.group_size)
     # The penalty is made for weights of about this size.
     level = groups.abs().mean().clamp(min=1e-30)
     scaled = groups / level

@@ -15,13 +15,11 @@ from edgevlm.calibration.layers import linear_groups
 from edgevlm.calibration.moments import LayerMoments
 from edgevlm.errors import CheckpointError
 from edgevlm.models.decoder import DecoderLayer
-from edgevlm.quant import rtn
 from edgevlm.quant.awq import channel_factors, clipped
 from edgevlm.quant.folding import fold, source_of
 from edgevlm.quant.gptq import DAMPING, gptq
-from edgevlm.quant.hqq import hqq
 from edgevlm.quant.presets import Preset, scheme_of
-from edgevlm.quant.schemes import group_size
+from edgevlm.quant.schemes import DATA_FREE, group_size
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 
 
@@ -68,10 +66,8 @@ def scheme_for_width(preset: Preset, columns: int) -> QuantScheme:
 
 
 def _quantized(weight: Tensor, moments: Tensor | None, scheme: QuantScheme, options: GptqOptions) -> QuantizedTensor:
-    if scheme.algorithm == "rtn":
-        return rtn.quantize(weight, scheme)
-    if scheme.algorithm == "hqq":
-        return hqq(weight, scheme)
+    if scheme.algorithm in DATA_FREE:
+        return DATA_FREE[scheme.algorithm](weight, scheme)
     assert moments is not None
     if scheme.algorithm == "awq":
         return clipped(weight, moments, scheme)

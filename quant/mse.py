@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.quant.grid import grouped, on_grid, search
+from edgevlm.quant.grid import finite, grouped, on_grid, search
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 
 
@@ -18,8 +18,5 @@ def quantize(weight: Tensor, scheme: QuantScheme) -> QuantizedTensor:
     Raises:
         ValueError: the weight holds a value that is not finite.
     """
-    values = weight.detach().float()
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("the weight holds a value that is not finite")
-    groups = grouped(values, scheme.group_size)
+    groups = grouped(finite(weight), scheme.group_size)
     return on_grid(groups, search(groups, scheme, torch.ones(groups.shape[1:])), weight.shape[1], scheme)

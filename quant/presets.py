@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from edgevlm.quant.schemes import DATA_FREE
 from edgevlm.quant.tensor import Algorithm, QuantScheme
 from edgevlm.recipe import Precision, VisionPrecision
 
@@ -39,7 +40,7 @@ class Preset:
     @property
     def needs_calibration(self) -> bool:
         """Whether its algorithm looks at inputs."""
-        return self.algorithm not in ("rtn", "hqq")
+        return self.algorithm not in DATA_FREE
 
     @property
     def precision(self) -> Precision:

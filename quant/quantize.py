@@ -8,7 +8,6 @@ recipe's precision says or in those asked for.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
+from edgevlm.calibration.layers import float_layer
 from edgevlm.calibration.moments import LayerMoments, layer_moments
 from edgevlm.calibration.scratch import Scratch
-from edgevlm.models.decoder import Decoder, DecoderLayer
+from edgevlm.models.decoder import Decoder
 from edgevlm.models.rebuild import with_decoder, with_note
 from edgevlm.models.vlm import VlmModel
 from edgevlm.passes import Pass, PassContext, Stage
@@ -137,7 +137,10 @@ class Quantize(Pass[QuantizeConfig]):
         self._recipe = recipe
         scheme = self.config.scheme
         if scheme == _AUTO:
-            return None if recipe.precision == "int4" else f"auto needs precision int4, not {recipe.precision}"
+            if recipe.precision != "int4":
+                return f"auto needs precision int4, not {recipe.precision}"
+            other = recipe.format == "gguf" and recipe.gguf_type not in (None, "q4_0")
+            return f"auto chooses among q4_0 and q8_0, not {recipe.gguf_type}" if other else None
         preset = self._uniform
         if recipe.format not in preset.formats:
             return f"{scheme} is for format {' or '.join(preset.formats)}, not {recipe.format}"
@@ -170,10 +173,6 @@ class Quantize(Pass[QuantizeConfig]):
     def _one(self) -> bool:
         """Whether all layers have one scheme."""
         return self.config.scheme != _AUTO
-
-    def planned(self, spec: ModelSpec) -> ModelSpec:
-        """The spec as it is."""
-        return spec
 
     @torch.no_grad()
     def run(self, model: VlmModel, context: PassContext) -> VlmModel:
@@ -227,11 +226,9 @@ class Quantize(Pass[QuantizeConfig]):
             yield from layer_moments(model, context.calibration, scratch, part_of(context.progress, 0, 1))
             return
         count = len(model.decoder.layers)
-        for index, layer in enumerate(model.decoder.layers):
+        for index in range(count):
             context.progress(index, count, f"layer {index + 1} of {count}")
-            copied = copy.deepcopy(layer).float()
-            assert isinstance(copied, DecoderLayer)
-            yield LayerMoments(index, copied, {})
+            yield LayerMoments(index, float_layer(model.decoder, index), {})
 
     def _finished(
         self,

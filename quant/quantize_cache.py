@@ -57,10 +57,6 @@ class QuantizeCache(Pass[QuantizeCacheConfig]):
             )
         return None
 
-    def planned(self, spec: ModelSpec) -> ModelSpec:
-        """The spec as it is."""
-        return spec
-
     @torch.no_grad()
     def run(self, model: VlmModel, context: PassContext) -> VlmModel:
         """The model with scales.

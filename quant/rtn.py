@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgevlm.quant.grid import fit, grouped
+from edgevlm.quant.grid import finite, fit, grouped
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 
 #: Elements in float32 at a time: an embedding of 150,000 rows is converted piecewise, not whole.
@@ -35,9 +35,7 @@ def quantize(weight: Tensor, scheme: QuantScheme) -> QuantizedTensor:
     step = max(1, _ELEMENTS_AT_ONCE // columns)
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        block = weight[part].detach().float()
-        if not bool(torch.isfinite(block).all()):
-            raise ValueError("the weight holds a value that is not finite")
+        block = finite(weight[part])
         padded = grouped(block, scheme.group_size)
         grid = fit(padded, scheme)
         codes[part] = grid.encode(padded).to(torch.uint8).view(len(block), -1)[:, :columns].numpy()

@@ -6,6 +6,7 @@ it is stored in. Algorithms and mixed-precision policies plug in here; exporters
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -14,13 +15,20 @@ from torch import Tensor
 
 from edgevlm.models.qformer import QFormerProjector
 from edgevlm.models.vlm import VisionModel
-from edgevlm.quant import mse, rtn
-from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
+from edgevlm.quant import hqq, mse, rtn
+from edgevlm.quant.tensor import Algorithm, QuantizedTensor, QuantScheme
+from edgevlm.recipe import Precision
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
 TensorRole = Literal["linear", "embedding", "head", "norm", "bias"]
 FloatType = Literal["float32", "float16"]
 Scheme: TypeAlias = QuantScheme | FloatType
+
+#: Algorithms that need nothing but the weight.
+DATA_FREE: dict[Algorithm, Callable[[Tensor, QuantScheme], QuantizedTensor]] = {
+    "rtn": rtn.quantize,
+    "mse": mse.quantize,
+    "hqq": hqq.quantize,
+}
 
 #: A matrix as an exporter lays it out: quantized, or a float array `[N, K]`.
 StoredMatrix: TypeAlias = "QuantizedTensor | np.ndarray[tuple[int, ...], np.dtype[np.floating]]"
@@ -62,7 +70,7 @@ def store(weight: Tensor, scheme: Scheme) -> StoredMatrix:
         ValueError: a value is not finite, or too large for float16.
     """
     if isinstance(scheme, QuantScheme):
-        return mse.quantize(weight, scheme) if scheme.algorithm == "mse" else rtn.quantize(weight, scheme)
+        return DATA_FREE[scheme.algorithm](weight, scheme)
     array = weight.detach().to(getattr(torch, scheme)).contiguous().numpy()
     if scheme == "float16" and not np.isfinite(array).all():
         raise ValueError("the weight holds a value that float16 cannot")

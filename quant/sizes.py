@@ -11,8 +11,9 @@ from torch import nn
 
 from edgevlm.models.vlm import VisionModel
 from edgevlm.quant.gguf_grid import BLOCK
-from edgevlm.quant.schemes import Precision, Scheme, half_prefixes, vision_scheme
+from edgevlm.quant.schemes import Scheme, half_prefixes, vision_scheme
 from edgevlm.quant.tensor import QuantScheme
+from edgevlm.recipe import Precision
 
 #: Smaller tensors of a vision graph stay as they are.
 VISION_INLINE_BELOW = 1024

@@ -16,8 +16,9 @@ from edgevlm.exporters.onnx.table import build_embedding, write_table
 from edgevlm.models.decoder import Decoder
 from edgevlm.quant import rtn
 from edgevlm.quant.cache_scales import CacheScales
-from edgevlm.quant.schemes import Precision, scheme_for, store
+from edgevlm.quant.schemes import scheme_for, store
 from edgevlm.quant.tensor import QuantScheme
+from edgevlm.recipe import Precision
 from edgevlm.spec import DecoderSpec
 
 

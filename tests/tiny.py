@@ -19,7 +19,7 @@ from edgevlm.models.decoder import Attention
 from edgevlm.models.fastvlm import CHAT_TEMPLATE
 from edgevlm.models.projector import MlpProjector
 from edgevlm.models.vlm import VisionModel, VlmModel
-from edgevlm.quant.schemes import Precision
+from edgevlm.recipe import Precision
 from edgevlm.spec import DecoderSpec, FastViTHDSpec, MlpProjectorSpec, ModelSpec, PreprocessSpec, PromptSpec, VisionSpec
 from edgevlm.zoo.tokenizer import build_tokenizer
 

@@ -32,7 +32,7 @@ from edgevlm.passes import PassContext
 from edgevlm.preprocess import prepare
 from edgevlm.prompt import Message, PromptFormatter
 from edgevlm.quant.quantize import Quantize, QuantizeConfig
-from edgevlm.runtimes.base import EngineOptions, Segment
+from edgevlm.runtimes.base import DecoderEngine, EngineOptions, Segment
 from edgevlm.runtimes.llama_cpp import LlamaCppDecoder
 from edgevlm.tokenizer import Tokenizer
 from edgevlm.zoo.scenes import Item, scenes
@@ -67,20 +67,23 @@ def asked(model: VlmModel, items: Iterable[Item]) -> Iterator[Asked]:
         yield Asked(segments(splice(ids, [parts])), answer)
 
 
-def log_probabilities(model: VlmModel, path: Path, questions: list[Asked]) -> list[Kl]:
-    """Of each question `[P, V]`, at the tokens of its answer, as llama.cpp computes them."""
-    engine = LlamaCppDecoder(path, model.spec.decoder, EngineOptions(threads=1, context_length=1024))
+def answered(engine: DecoderEngine, questions: list[Asked]) -> list[Kl]:
+    """Log-probabilities `[P, V]` of each question, at the tokens of its answer."""
     found = []
+    for question in questions:
+        engine.reset()
+        logits = [engine.prefill(question.prompt), *(engine.decode(token).copy() for token in question.answer[:-1])]
+        found.append(torch.log_softmax(torch.from_numpy(np.stack(logits)).double(), dim=1).numpy())
+    return found
+
+
+def log_probabilities(model: VlmModel, path: Path, questions: list[Asked]) -> list[Kl]:
+    """The same as llama.cpp computes them."""
+    engine = LlamaCppDecoder(path, model.spec.decoder, EngineOptions(threads=1, context_length=1024))
     try:
-        for question in questions:
-            engine.reset()
-            logits = [engine.prefill(question.prompt)]
-            logits += [engine.decode(token).copy() for token in question.answer[:-1]]
-            rows = torch.from_numpy(np.stack(logits)).double()
-            found.append(torch.log_softmax(rows, dim=1).numpy())
+        return answered(engine, questions)
     finally:
         engine.close()
-    return found
 
 
 def divergence(reference_rows: list[Kl], rows: list[Kl]) -> Kl:

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
-from measure_imatrix import Asked, Kl, asked, divergence, silent
+from measure_imatrix import Kl, answered, asked, divergence, silent
 
 from edgevlm.calibration.sources import open_calibration
 from edgevlm.exporters import gguf, onnx
@@ -52,16 +51,6 @@ def engines(model: VlmModel, samples: int, folder: Path) -> Iterator[tuple[str, 
         yield "ONNX Runtime", kind, runtime, runtime.cache_bytes
 
 
-def answers(engine: DecoderEngine, questions: list[Asked]) -> list[Kl]:
-    """Log-probabilities `[P, V]` at the tokens of each answer."""
-    found = []
-    for question in questions:
-        engine.reset()
-        logits = [engine.prefill(question.prompt), *(engine.decode(token).copy() for token in question.answer[:-1])]
-        found.append(torch.log_softmax(torch.from_numpy(np.stack(logits)).double(), dim=1).numpy())
-    return found
-
-
 def step_ms(engine: DecoderEngine) -> float:
     """CPU time of a step behind a prompt that leaves room for the steps, the median of some rounds."""
     prompt, taken = (np.arange(OPTIONS.context_length - STEPS) % 1000).astype(np.int32), []
@@ -95,7 +84,7 @@ def main() -> None:
     usual: dict[str, list[Kl]] = {}
     with tempfile.TemporaryDirectory() as name:
         for engine_name, kind, engine, count in engines(model, arguments.calibrate, Path(name)):
-            found = answers(engine, questions)
+            found = answered(engine, questions)
             milliseconds = step_ms(engine)
             engine.close()
             first = usual.setdefault(engine_name, found)

@@ -106,6 +106,15 @@ def linear_groups(layer: DecoderLayer) -> list[tuple[str, ...]]:
     return [attention, ("self_attn.o_proj",), into, (out,)]
 
 
+def float_layer(decoder: Decoder, index: int) -> DecoderLayer:
+    """A float32 copy of a layer; what was read of the stored one is let go of."""
+    stored = decoder.layers[index]
+    layer = copy.deepcopy(stored).float()
+    assert isinstance(layer, DecoderLayer)
+    release(stored)
+    return layer
+
+
 def walk(
     decoder: Decoder, activations: Activations, watch: Watch | None = None, layers: Iterable[int] | None = None
 ) -> Iterator[LayerStep]:
@@ -118,11 +127,7 @@ def walk(
         layers: which to go through, in this order; None for all.
     """
     for index in range(len(decoder.layers)) if layers is None else layers:
-        stored = decoder.layers[index]
-        layer = copy.deepcopy(stored).float()
-        assert isinstance(layer, DecoderLayer)
-        release(stored)
-        step = LayerStep(index, layer, activations)
+        step = LayerStep(index, float_layer(decoder, index), activations)
         yield step
         advance(step, decoder, watch)
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgevlm.atomic import atomic_file
 from edgevlm.calibration import Calibration
 from edgevlm.calibration.activations import embed
-from edgevlm.calibration.layers import linear_groups, walk
+from edgevlm.calibration.layers import float_layer, linear_groups, walk
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.calibration.statistics import SecondMoments
 from edgevlm.errors import CheckpointError, InputError
@@ -73,10 +73,10 @@ def layer_moments(
     folder = _folder(model, calibration)
     count = len(model.decoder.layers)
     files = [folder / f"layer-{index:03}.safetensors" for index in range(count)]
-    if all(file.is_file() for file in files):
+    if all(map(_whole, files)):
         for index, file in enumerate(files):
             progress(index / count, 1, f"layer {index + 1} of {count}, statistics of an earlier run")
-            yield LayerMoments(index, _copied(model.decoder.layers[index]), _read(file))
+            yield LayerMoments(index, float_layer(model.decoder, index), _read(file))
         return
     activations = embed(model, calibration, scratch, part_of(progress, 0, 0.3))
     keep = _make_room(folder, model)
@@ -103,13 +103,6 @@ def _check(moments: Tensor, where: str) -> None:
             where,
             "check the checkpoint with `edgevlm inspect`, or calibrate with other images",
         )
-
-
-def _copied(layer: nn.Module) -> DecoderLayer:
-    copied = copy.deepcopy(layer).float()
-    assert isinstance(copied, DecoderLayer)
-    release(layer)
-    return copied
 
 
 def _folder(model: VlmModel, calibration: Calibration) -> Path:
@@ -157,11 +150,17 @@ def _write(file: Path, moments: dict[str, Tensor]) -> None:
         return
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _whole(file: Path) -> bool:
+    """Whether a file was kept, and can be read."""
     try:
-        packed = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"kept statistics cannot be read: {error}", str(file), "remove the file") from error
+        with safe_open(file, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    packed = load_file(file)
     found = {}
     for name, flat in packed.items():
         size = int((2 * flat.numel()) ** 0.5)

@@ -26,7 +26,7 @@ from edgevlm.calibration import Calibration
 from edgevlm.calibration.sources import open_calibration
 from edgevlm.errors import UnsupportedError
 from edgevlm.exporters import onnx
-from edgevlm.exporters.base import Artifact, Progress, VisionPrecision
+from edgevlm.exporters.base import Artifact, Progress
 from edgevlm.exporters.gguf import exporter as gguf
 from edgevlm.exporters.gguf.layout import supports as gguf_supports
 from edgevlm.exporters.gguf.mmproj import export_mmproj
@@ -40,7 +40,7 @@ from edgevlm.pipeline.reuse import take_over
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.progress import part_of
 from edgevlm.quant.vision import calibrated, plan_vision
-from edgevlm.recipe import Recipe
+from edgevlm.recipe import Recipe, VisionPrecision
 from edgevlm.spec import ModelSpec
 
 _TOOLS = ("torch", "onnx", "onnxruntime", "gguf", "llama-cpp-python", "tokenizers", "numpy")

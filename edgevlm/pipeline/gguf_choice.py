@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevlm.calibration import Calibration
-from edgevlm.exporters.base import Precision, Progress
+from edgevlm.exporters.base import Progress
 from edgevlm.exporters.gguf.exporter import WEIGHED
 from edgevlm.exporters.gguf.imatrix import make, write_imatrix
 from edgevlm.models import VlmModel
-from edgevlm.recipe import GgufType, Recipe
+from edgevlm.recipe import GgufType, Precision, Recipe
 
 #: The GGUF type that a precision stands for.
 _TYPES: dict[Precision, GgufType] = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}

@@ -33,7 +33,7 @@ from edgevlm.bundle import ParityResult
 from edgevlm.child import run_child
 from edgevlm.context import Part, image_parts, segments, splice
 from edgevlm.errors import ParityError
-from edgevlm.exporters.base import Precision, Progress, VisionPrecision
+from edgevlm.exporters.base import Progress
 from edgevlm.imageio import load_image
 from edgevlm.models.footprint import release
 from edgevlm.models.vlm import VlmModel
@@ -41,7 +41,7 @@ from edgevlm.pipeline.alignment import aligned, shares_going_on
 from edgevlm.pipeline.candidate import as_arrays, read_encoded
 from edgevlm.preprocess import PreparedImage, prepare
 from edgevlm.prompt import Message, PromptFormatter
-from edgevlm.recipe import VerifyThresholds
+from edgevlm.recipe import Precision, VerifyThresholds, VisionPrecision
 from edgevlm.runtimes.base import Encoded, Segment
 from edgevlm.runtimes.dropped import DroppedPlaces
 from edgevlm.runtimes.positions import flat

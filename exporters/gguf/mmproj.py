@@ -16,9 +16,10 @@ import gguf
 import numpy as np
 from torch import Tensor
 
-from edgevlm.exporters.base import Artifact, Precision, Progress
+from edgevlm.exporters.base import Artifact, Progress
 from edgevlm.exporters.gguf.values import gguf_values
 from edgevlm.models.vlm import VlmModel
+from edgevlm.recipe import Precision
 from edgevlm.spec import (
     AspectTiles,
     LinearProjectorSpec,

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import CheckpointError
-from edgevlm.exporters.base import VisionPrecision
 from edgevlm.exporters.onnx import layout
-from edgevlm.quant.schemes import Precision
+from edgevlm.recipe import Precision, VisionPrecision
 from edgevlm.spec import ModelSpec, PatchesSpec, PreprocessSpec, Qwen2VisionSpec
 
 

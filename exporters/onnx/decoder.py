@@ -19,8 +19,9 @@ from edgevlm.exporters.onnx.table import StoredTable
 from edgevlm.exporters.onnx.token_drop import Seen
 from edgevlm.models.decoder import Decoder, DecoderLayer, SwiGLU
 from edgevlm.models.fusion import Fusion
-from edgevlm.quant.schemes import Precision, StoredMatrix, TensorRole, scheme_for, store
+from edgevlm.quant.schemes import StoredMatrix, TensorRole, scheme_for, store
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme, stack
+from edgevlm.recipe import Precision
 
 Float32 = NDArray[np.float32]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from edgevlm.errors import CheckpointError
-from edgevlm.exporters.base import Artifact, Progress, Role, VisionPrecision
+from edgevlm.exporters.base import Artifact, Progress, Role
 from edgevlm.exporters.onnx import layout
 from edgevlm.exporters.onnx.configs import write_configs, write_tokenizer
 from edgevlm.exporters.onnx.decoder import DecoderBuilder
@@ -32,9 +32,10 @@ from edgevlm.models.footprint import release
 from edgevlm.models.fusion import Fusion
 from edgevlm.models.text_side import TextSide
 from edgevlm.models.vlm import VlmModel
-from edgevlm.quant.schemes import Precision, Scheme, scheme_for, store
+from edgevlm.quant.schemes import Scheme, scheme_for, store
 from edgevlm.quant.tensor import QuantizedTensor
 from edgevlm.quant.vision import StaticPlan
+from edgevlm.recipe import Precision, VisionPrecision
 from edgevlm.spec import ModelSpec
 
 

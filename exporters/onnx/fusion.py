@@ -17,7 +17,7 @@ from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.graph import CONTRIB, FLOAT, INT32, Graph
 from edgevlm.models.decoder import rotary_periods
 from edgevlm.models.fusion import Fusion
-from edgevlm.quant.schemes import Precision
+from edgevlm.recipe import Precision
 from edgevlm.spec import DecoderSpec
 
 

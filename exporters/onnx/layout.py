@@ -5,7 +5,7 @@ Each component's name ends in a suffix for its precision; its big tensors are in
 
 from __future__ import annotations
 
-from edgevlm.exporters.base import VisionPrecision
+from edgevlm.recipe import VisionPrecision
 
 FOLDER = "onnx"
 VISION = "vision_encoder"

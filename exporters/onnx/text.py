@@ -16,7 +16,7 @@ from edgevlm.exporters.onnx import layout
 from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.vision import trace, write_vision
 from edgevlm.models.text_tower import TextTower
-from edgevlm.quant.schemes import Precision
+from edgevlm.recipe import Precision
 
 
 def export_text(tower: TextTower, precision: Precision, path: Path, data: ExternalData) -> int:

@@ -37,12 +37,13 @@ from edgevlm.models.llava_mini_vision import CompressedVit
 from edgevlm.models.qwen2_vision import Qwen2Vision
 from edgevlm.models.tiled import TiledVisionModel
 from edgevlm.models.vlm import VisionModel
-from edgevlm.quant.schemes import Precision, half_prefixes, store, vision_scheme
+from edgevlm.quant.schemes import half_prefixes, store, vision_scheme
+from edgevlm.quant.sizes import VISION_INLINE_BELOW
 from edgevlm.quant.tensor import QuantizedTensor
+from edgevlm.recipe import Precision
 
 #: 20 brings Gelu; OpenVINO and the runtimes on devices read it.
 OPSET = 20
-_INLINE_BELOW = 1024
 
 
 def export_vision(vision: VisionModel, resolution: int, precision: Precision, path: Path, data: ExternalData) -> int:
@@ -70,7 +71,7 @@ def write_vision(
     for value in sorted(model.graph.initializers.values(), key=lambda value: value.name or ""):
         assert value.const_value is not None and value.name is not None
         array = value.const_value.numpy()
-        if array.nbytes >= _INLINE_BELOW:
+        if array.nbytes >= VISION_INLINE_BELOW:
             narrow = precision in ("int8", "int4") and value.name.startswith(halves)
             weight_bytes += _store(model, value, array, "fp16" if narrow else precision, data)
         elif array.dtype in (np.float32, np.int8):

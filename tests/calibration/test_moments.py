@@ -84,6 +84,13 @@ def test_a_run_that_was_stopped_is_not_taken_for_a_whole_one(model: VlmModel, tm
     assert equal(collected(model), whole)
 
 
+def test_a_damaged_file_is_made_anew(model: VlmModel, tmp_path: Path) -> None:
+    whole = collected(model)
+    (folder,) = (tmp_path / "edgevlm" / "calibration").iterdir()
+    sorted(folder.iterdir())[-1].write_bytes(b"no statistics")
+    assert equal(collected(model), whole)
+
+
 def test_activations_that_are_not_finite_are_named(model: VlmModel) -> None:
     model.decoder.layers[1].post_attention_layernorm.weight.data[3] = float("inf")
     with pytest.raises(CheckpointError, match="not finite") as caught:

@@ -11,8 +11,7 @@ import pytest
 
 from edgevlm import load
 from edgevlm.pipeline import compile_recipe
-from edgevlm.quant.schemes import Precision
-from edgevlm.recipe import Recipe
+from edgevlm.recipe import Precision, Recipe
 from edgevlm.zoo.scenes import Item, scenes
 
 HERE = Path(__file__).parent

@@ -6,7 +6,7 @@ import torch
 from linear_inputs import normal
 
 from edgevlm.quant import rtn
-from edgevlm.quant.hqq import NORM, hqq
+from edgevlm.quant.hqq import NORM, quantize
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 
 
@@ -22,18 +22,18 @@ def norm_of(weight: torch.Tensor, rounded: QuantizedTensor) -> float:
 @pytest.mark.parametrize(("columns", "group"), [(128, 64), (100, 32)])
 def test_the_norm_is_less_than_after_rounding(symmetric: bool, columns: int, group: int) -> None:
     weight, scheme = heavy_tailed(32, columns), QuantScheme(3, group, symmetric, "hqq")
-    assert norm_of(weight, hqq(weight, scheme)) < 0.98 * norm_of(weight, rtn.quantize(weight, scheme))
+    assert norm_of(weight, quantize(weight, scheme)) < 0.98 * norm_of(weight, rtn.quantize(weight, scheme))
 
 
 def test_size_of_the_weights_does_not_matter() -> None:
     weight, scheme = heavy_tailed(16, 64), QuantScheme(4, 32, algorithm="hqq")
-    small, large = hqq(weight * 2**-6, scheme), hqq(weight * 2**6, scheme)
+    small, large = quantize(weight * 2**-6, scheme), quantize(weight * 2**6, scheme)
     assert np.array_equal(small.codes, large.codes)
 
 
 def test_zeros_stay_zero() -> None:
     weight = heavy_tailed(4, 64)
     weight[2] = 0
-    restored = hqq(weight, QuantScheme(4, 32, algorithm="hqq")).dequantize()
+    restored = quantize(weight, QuantScheme(4, 32, algorithm="hqq")).dequantize()
     assert not restored[2].any()
     assert np.isfinite(restored).all()

@@ -83,10 +83,6 @@ class Heal(Pass[HealConfig]):
         drop = spec.decoder.token_drop
         return None if drop is None else f"{drop.name} drops image tokens inside the decoder, which is not trained"
 
-    def planned(self, spec: ModelSpec) -> ModelSpec:
-        """The spec as it is: training changes no shape."""
-        return spec
-
     def run(self, model: VlmModel, context: PassContext) -> VlmModel:
         """The healed model.
 

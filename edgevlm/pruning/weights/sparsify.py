@@ -86,10 +86,6 @@ class PruneWeights(Pass[PruneWeightsConfig]):
         wrong = [width for width in sorted(widths) if self.pattern and width % self.pattern.group]
         return f"its width {wrong[0]} is not a multiple of {self.pattern.group}" if wrong and self.pattern else None
 
-    def planned(self, spec: ModelSpec) -> ModelSpec:
-        """The spec as it is: zeros change no shape."""
-        return spec
-
     @torch.no_grad()
     def run(self, model: VlmModel, context: PassContext) -> VlmModel:
         """The model with zeros."""

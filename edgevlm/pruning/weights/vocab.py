@@ -72,10 +72,6 @@ class TrimVocabulary(Pass[VocabConfig]):
         del spec
         return None
 
-    def planned(self, spec: ModelSpec) -> ModelSpec:
-        """The spec as it is: nobody knows yet how many rows stay."""
-        return spec
-
     @torch.no_grad()
     def run(self, model: VlmModel, context: PassContext) -> VlmModel:
         """The model with fewer rows.

@@ -11,7 +11,7 @@ from decoders import DECODERS
 from onnx_models import GrowingCache, SharedCache, make_decoder, rounded, session, write_decoder
 
 from edgevlm.models.decoder import Decoder
-from edgevlm.quant.schemes import Precision
+from edgevlm.recipe import Precision
 from edgevlm.spec import DecoderSpec
 
 families = pytest.mark.parametrize("spec", DECODERS.values(), ids=DECODERS)

@@ -19,7 +19,7 @@ from edgevlm.errors import CheckpointError
 from edgevlm.exporters.base import Artifact
 from edgevlm.exporters.onnx import export, supports
 from edgevlm.models.vlm import VlmModel
-from edgevlm.quant.schemes import Precision
+from edgevlm.recipe import Precision
 from edgevlm.zoo.tokenizer import build_tokenizer, save_tokenizer
 
 

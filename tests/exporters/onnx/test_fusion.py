@@ -12,7 +12,7 @@ from edgevlm.errors import EngineError
 from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.fusion import export_fusion
 from edgevlm.models import VlmModel, load
-from edgevlm.quant.schemes import Precision
+from edgevlm.recipe import Precision
 from edgevlm.runtimes.base import EngineOptions, Float32
 from edgevlm.runtimes.onnxruntime import OnnxRuntimeFusion
 from edgevlm.runtimes.torch import TorchFusion

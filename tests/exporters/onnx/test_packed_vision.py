@@ -14,7 +14,7 @@ from edgevlm.exporters.onnx.vision import trace_vision, write_vision
 from edgevlm.models.projector import MlpProjector
 from edgevlm.models.qwen2_vision import Qwen2Vision
 from edgevlm.models.vlm import VisionModel
-from edgevlm.quant.schemes import Precision
+from edgevlm.recipe import Precision
 from edgevlm.spec import MlpProjectorSpec, Qwen2VisionSpec
 
 ENCODER = Qwen2VisionSpec(

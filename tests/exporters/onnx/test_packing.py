@@ -39,7 +39,7 @@ def product(x: np.ndarray, tensor: QuantizedTensor) -> np.ndarray:
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("columns", "group"), [(128, 32), (96, 64), (40, 16)])
+@pytest.mark.parametrize(("columns", "group"), [(128, 32), (96, 64), (40, 16), (512, 256)])
 def test_the_kernel_computes_with_these_numbers(bits: int, symmetric: bool, columns: int, group: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(24, columns, generator=generator) + 0.2

@@ -9,7 +9,8 @@ import torch
 from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.vision import trace_vision, write_vision
 from edgevlm.models import load, resolve
-from edgevlm.quant.schemes import Precision, half_prefixes
+from edgevlm.quant.schemes import half_prefixes
+from edgevlm.recipe import Precision
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.openvino import OpenVinoVision
 

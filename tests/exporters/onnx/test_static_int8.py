@@ -23,10 +23,10 @@ from edgevlm.exporters.onnx.vision import write_vision
 from edgevlm.models.vlm import VlmModel
 from edgevlm.preprocess import preprocess
 from edgevlm.pruning.tokens.prune_tokens import PruneTokens
-from edgevlm.quant.schemes import Precision
 from edgevlm.quant.vision import StaticPlan
 from edgevlm.quant.vision.kept import rounded
 from edgevlm.quant.vision.layers import output_scales
+from edgevlm.recipe import Precision
 from edgevlm.zoo.scenes import scenes
 
 

@@ -19,9 +19,9 @@ from edgevlm.models.fastvithd import FastViTHD
 from edgevlm.models.projector import MlpProjector
 from edgevlm.models.vlm import VisionModel
 from edgevlm.quant import mse
-from edgevlm.quant.schemes import Precision
 from edgevlm.quant.sizes import vision_bytes
 from edgevlm.quant.tensor import QuantScheme
+from edgevlm.recipe import Precision
 from edgevlm.spec import FastViTHDSpec, MlpProjectorSpec
 
 ENCODER = FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(8, 8, 16, 32, 32), head_dim=16, squeeze_channels=8)

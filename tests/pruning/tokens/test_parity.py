@@ -19,7 +19,7 @@ from edgevlm.models.taps import Taps, TokenReducer
 from edgevlm.models.vlm import VisionModel
 from edgevlm.pruning.tokens import REDUCERS
 from edgevlm.pruning.tokens.reducer import Reducer, Selector
-from edgevlm.quant.schemes import Precision
+from edgevlm.recipe import Precision
 from edgevlm.spec import VisionSpec
 
 IMAGES, KEEP = 64, 9
