@@ -64,6 +64,7 @@ class Pass(ABC, Generic[ConfigT]):
         repeats: a recipe may have it more than once.
         excludes: passes that it cannot share a recipe with, and why.
         Config: what a user may write about it (`extra="forbid"`).
+        page: where it is explained.
     """
 
     name: ClassVar[str]
@@ -71,6 +72,7 @@ class Pass(ABC, Generic[ConfigT]):
     repeats: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
     Config: ClassVar[type[BaseModel]]
+    page: ClassVar[str] = "docs/pruning.md"
     #: May depend on the configuration.
     needs_calibration: bool = False
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from edgevlm.quant.schemes import DATA_FREE
 from edgevlm.quant.tensor import Algorithm, QuantScheme
-from edgevlm.recipe import Precision, VisionPrecision
+from edgevlm.recipe import GgufType, Precision, VisionPrecision
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ def read_scheme(text: str) -> Preset:
         ValueError: there is no such preset, or kernels have no such group size.
     """
     name, _, size = text.partition(":")
+    if name in get_args(GgufType) and name not in PRESETS:
+        raise ValueError(f"{name} is rounded by llama.cpp itself: write --format gguf --gguf-type {name}")
     if name not in PRESETS:
         raise ValueError(f"{name!r} is none of {', '.join(PRESETS)}")
     if not size:

@@ -109,6 +109,7 @@ class Quantize(Pass[QuantizeConfig]):
     """Codes for the decoder's matrices."""
 
     name, stage = "quantize", Stage.QUANTIZATION
+    page = "docs/quantization.md"
     Config = QuantizeConfig
 
     def __init__(self, config: QuantizeConfig, seed: int) -> None:

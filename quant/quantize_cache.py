@@ -40,6 +40,7 @@ class QuantizeCache(Pass[QuantizeCacheConfig]):
     """An int8 key/value cache."""
 
     name, stage = "kv_cache", Stage.QUANTIZATION
+    page = "docs/quantization.md"
     Config = QuantizeCacheConfig
     needs_calibration = True
 

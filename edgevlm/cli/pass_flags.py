@@ -36,7 +36,12 @@ _OPTIONS = (
     click.option(
         "--quantize",
         metavar="SCHEME[,FIELD=VALUE]...",
-        help="How the decoder's codes are chosen: w4-gptq, w4-awq, w8, auto,budget=bits=4.5, ...",
+        help="How the decoder's codes are chosen: w4-gptq, w4-awq, w8, auto, ...",
+    ),
+    click.option(
+        "--budget",
+        metavar="size=300MB|bits=4.5|kl=0.01|accuracy_drop=1.0",
+        help="Choose the scheme of each layer so that this holds (--quantize auto).",
     ),
     click.option(
         "--kv-cache", type=click.Choice(["int8"]), help="With ONNX: keys and values in a quarter of the memory."
@@ -57,6 +62,7 @@ def passes_of(flags: dict[str, str | None]) -> tuple[PassEntry, ...]:
     Raises:
         InputError: a flag does not have its form.
     """
+    flags = {**flags, "quantize": _budgeted(flags.get("quantize"), flags.get("budget"))}
     entries = [read(flags[name]) for name, read in _READERS.items() if flags.get(name) is not None]
     return tuple(PassEntry.model_validate(entry) for entry in entries)
 
@@ -126,6 +132,11 @@ def _quantize(flag: str) -> dict[str, Any]:
         hint = "write a scheme such as w4-gptq, perhaps with ,group_size=64"
         raise InputError(f"{flag!r} does not say how to quantize", "--quantize", hint)
     return {"name": "quantize", "scheme": scheme, **options}
+
+
+def _budgeted(quantize: str | None, budget: str | None) -> str | None:
+    """What `--quantize` would say with the budget in it."""
+    return quantize if budget is None else f"{quantize or 'auto'},budget={budget}"
 
 
 def _options(pairs: list[str]) -> dict[str, str] | None:

@@ -46,7 +46,7 @@ _LAST_WORD = {
 }
 #: So many unreadable images are named, the others counted.
 _NAMED = 5
-_WHERE, _HINT = "recipe field 'passes'", "see docs/pruning.md"
+_WHERE = "recipe field 'passes'"
 
 
 def parse_passes(recipe: Recipe) -> list[Pass[Any]]:
@@ -60,7 +60,7 @@ def parse_passes(recipe: Recipe) -> list[Pass[Any]]:
     for each in passes:
         reason = each.fits(recipe)
         if reason is not None:
-            raise UnsupportedError(f"{each.name} does not fit the recipe: {reason}", _WHERE, _HINT)
+            raise UnsupportedError(f"{each.name} does not fit the recipe: {reason}", _WHERE, f"see {each.page}")
     for earlier, later in combinations(passes, 2):
         _check_pair(earlier, later)
     return passes
@@ -76,9 +76,7 @@ def plan_passes(passes: Sequence[Pass[Any]], spec: ModelSpec, calibration: Calib
     for each in passes:
         reason = each.applies_to(spec)
         if reason is not None:
-            raise UnsupportedError(
-                f"{each.name} cannot be used on {spec.name}: {reason}", _WHERE, "see docs/pruning.md"
-            )
+            raise UnsupportedError(f"{each.name} cannot be used on {spec.name}: {reason}", _WHERE, f"see {each.page}")
         if each.needs_calibration and (calibration is None or not calibration.count):
             what = f"{each.name} needs calibration images and there are none"
             raise InputError(what, _WHERE, "add --calibrate scenes, or a folder of images")
@@ -116,7 +114,8 @@ def _say_what_was_skipped(model: VlmModel, calibration: Calibration | None) -> V
         return model
     shown = ", ".join(calibration.skipped[:_NAMED])
     more = f" and {len(calibration.skipped) - _NAMED} more" if len(calibration.skipped) > _NAMED else ""
-    note = f"calibrated without {len(calibration.skipped)} images that cannot be read: {shown}{more}"
+    count = len(calibration.skipped)
+    note = f"calibrated without {count} image{'s' if count > 1 else ''} that cannot be read: {shown}{more}"
     return replace(model, spec=replace(model.spec, notes=(*model.spec.notes, note)))
 
 

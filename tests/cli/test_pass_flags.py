@@ -43,6 +43,22 @@ def test_a_scheme_brings_the_precisions_that_it_needs(scheme: str) -> None:
     assert parse_passes(Recipe.model_validate({**flags, "passes": passes_of({"quantize": scheme})}))
 
 
+@pytest.mark.parametrize("quantize", [None, "auto"])
+def test_a_budget_is_for_auto(quantize: str | None) -> None:
+    (entry,) = passes_of({"quantize": quantize, "budget": "bits=4.5"})
+    assert entry.model_dump() == {"name": "quantize", "scheme": "auto", "budget": "bits=4.5"}
+
+
+def test_a_budget_beside_a_fixed_scheme_is_refused() -> None:
+    with pytest.raises(InputError, match="budget needs scheme auto"):
+        parse_passes(Recipe(model="m", passes=passes_of({"quantize": "w4-gptq", "budget": "bits=4.5"})))
+
+
+def test_a_type_of_llama_cpp_is_named_with_its_flag() -> None:
+    with pytest.raises(InputError, match="write --format gguf --gguf-type q4_k_m"):
+        parse_passes(Recipe(model="m", passes=passes_of({"quantize": "q4_k_m"})))
+
+
 def test_flags_stand_in_the_order_of_their_stages() -> None:
     flags = {"heal": "10", "prune_weights": "wanda:0.5", "vocab": "scenes", "prune_tokens": "uniform:4"}
     names = [entry.name for entry in passes_of({**flags, "ffn_width": None})]

@@ -103,7 +103,7 @@ def test_an_unreadable_image_is_noted(checkpoint: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), (200, 0, 0)).save(tmp_path / "images/good.png")
     (tmp_path / "images/bad.png").write_bytes(b"no image")
     model = pruned([ALL[3]], checkpoint, str(tmp_path / "images"))
-    assert model.spec.notes[-1].startswith("calibrated without 1 images that cannot be read: bad.png (")
+    assert model.spec.notes[-1].startswith("calibrated without 1 image that cannot be read: bad.png (")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ class FfnWidth(Pass[FfnWidthConfig]):
     """Narrower MLPs."""
 
     name, stage = "ffn_width", Stage.STRUCTURE
+    page = "docs/weight-pruning.md"
     Config = FfnWidthConfig
     needs_calibration = True
 

@@ -75,6 +75,7 @@ class Heal(Pass[HealConfig]):
     """Distillation from the original."""
 
     name, stage = "heal", Stage.HEALING
+    page = "docs/weight-pruning.md"
     Config = HealConfig
     needs_calibration = True
 

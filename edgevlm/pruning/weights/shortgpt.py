@@ -56,6 +56,7 @@ class ShortGpt(Pass[ShortGptConfig]):
     """Fewer decoder layers."""
 
     name, stage = "shortgpt", Stage.STRUCTURE
+    page = "docs/weight-pruning.md"
     Config = ShortGptConfig
     needs_calibration = True
 

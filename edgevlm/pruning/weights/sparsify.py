@@ -65,6 +65,7 @@ class PruneWeights(Pass[PruneWeightsConfig]):
     """Zeros in the decoder's linear layers."""
 
     name, stage = "prune_weights", Stage.SPARSITY
+    page = "docs/weight-pruning.md"
     Config = PruneWeightsConfig
 
     def __init__(self, config: PruneWeightsConfig, seed: int) -> None:

@@ -59,6 +59,7 @@ class TrimVocabulary(Pass[VocabConfig]):
     """Fewer rows in embedding and head."""
 
     name, stage = "vocab", Stage.STRUCTURE
+    page = "docs/weight-pruning.md"
     Config = VocabConfig
 
     def __init__(self, config: VocabConfig, seed: int) -> None:
