@@ -45,7 +45,7 @@ lint: $(STAMP)
 	@$(STEP) "mypy --strict" $(VENV)/bin/mypy
 
 test: lint $(ORACLE)
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 demo: $(STAMP)
 	@$(STEP) "export to ONNX int4, and verify" $(EDGEVLM) export zoo:nano-fastvlm --format onnx --precision int4 -o out/onnx-int4 --force
