@@ -17,6 +17,8 @@ from edgevlm.validation import first_problem
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 #: `w8a8` computes in int8, with ranges from calibration images; the others are how weights are stored.
 VisionPrecision = Literal["fp32", "fp16", "int8", "int4", "w8a8"]
+#: `auto` is w8a8 where that is really faster on this machine, else fp16.
+VisionChoice = VisionPrecision | Literal["auto"]
 GgufType = Literal["f32", "f16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q4_k_m"]
 Imatrix = Literal["auto", "keep", "off"]
 
@@ -75,7 +77,8 @@ class Recipe(BaseModel):
         gguf_type: the exact GGUF type where `format` is gguf; None derives it from `precision`.
         imatrix: the images of `calibration`, where there are some, weigh the errors of a GGUF's matrices (`auto`); the
             same, and `imatrix.gguf` is kept in the bundle (`keep`); or they do not (`off`).
-        vision_precision: of the vision tower; None takes fp16 unless `precision` is fp32. w8a8 needs `calibration`.
+        vision_precision: of the vision tower; None takes fp16 unless `precision` is fp32. w8a8 and auto need
+            `calibration`.
         mmproj: beside a GGUF, also write the vision side as llama.cpp's own image support reads it.
         resolution: input pixels along one side, a multiple of the encoder's stride; None keeps the checkpoint's.
         prompt_template: one of the family's templates, by name; None keeps the checkpoint's.
@@ -93,7 +96,7 @@ class Recipe(BaseModel):
     precision: Precision = "int4"
     gguf_type: GgufType | None = None
     imatrix: Imatrix = "auto"
-    vision_precision: VisionPrecision | None = None
+    vision_precision: VisionChoice | None = None
     mmproj: bool = False
     resolution: int | None = Field(default=None, gt=0)
     prompt_template: str | None = None

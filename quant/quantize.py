@@ -31,7 +31,7 @@ from edgevlm.quant.layer_codes import GptqOptions, layer_codes, scheme_for_width
 from edgevlm.quant.presets import GROUP_SIZES, PRESETS, Preset, candidates, read_scheme
 from edgevlm.quant.sizes import float_bytes, matrix_bytes, vision_bytes
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
-from edgevlm.recipe import PassEntry, Recipe
+from edgevlm.recipe import PassEntry, Precision, Recipe
 from edgevlm.spec import DecoderSpec, ModelSpec
 
 _AUTO = "auto"
@@ -261,7 +261,7 @@ def _described(spec: DecoderSpec, presets: list[Preset], tables: str | None) -> 
 def _other_weights(model: VlmModel, recipe: Recipe) -> auto.Weights:
     """What is outside the decoder."""
     asked = recipe.vision_precision or "fp16"
-    precision = "int8" if asked == "w8a8" else asked
+    precision: Precision = "int8" if asked == "w8a8" else "fp16" if asked == "auto" else asked
     total = vision_bytes(model.vision, precision)
     count = sum(tensor.numel() for tensor in model.vision.parameters())
     if model.fusion is not None:

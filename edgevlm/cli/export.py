@@ -23,8 +23,8 @@ _PRECISIONS = click.Choice(get_args(Precision))
 @click.option("--precision", type=_PRECISIONS, help="Weights of the decoder.  [default: int4]")
 @click.option(
     "--vision-precision",
-    type=click.Choice(get_args(VisionPrecision)),
-    help="Of the vision tower; w8a8 computes in int8 and needs --calibrate.  [default: fp16]",
+    type=click.Choice([*get_args(VisionPrecision), "auto"]),
+    help="Of the vision tower; w8a8 computes in int8, auto where that is faster here; both need --calibrate.  [default: fp16]",
 )
 @click.option("--gguf-type", type=click.Choice(get_args(GgufType)), help="Exact GGUF type, instead of --precision.")
 @click.option(

@@ -6,27 +6,15 @@ gets its final name only after it has answered like the original.
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edgevlm._version import __version__
 from edgevlm.atomic import atomic_folder
-from edgevlm.bundle import (
-    SCHEMA_VERSION,
-    ArtifactEntry,
-    Bundle,
-    Manifest,
-    ParityResult,
-    open_bundle,
-    sha256_file,
-    write_manifest,
-)
+from edgevlm.bundle import Bundle, open_bundle, sha256_file, write_manifest
 from edgevlm.calibration import Calibration
 from edgevlm.calibration.sources import open_calibration
 from edgevlm.errors import UnsupportedError
 from edgevlm.exporters import onnx
-from edgevlm.exporters.base import Artifact, Progress
+from edgevlm.exporters.base import Progress
 from edgevlm.exporters.gguf import exporter as gguf
 from edgevlm.exporters.gguf.layout import supports as gguf_supports
 from edgevlm.exporters.gguf.mmproj import export_mmproj
@@ -35,15 +23,16 @@ from edgevlm.exporters.newline import write_newline
 from edgevlm.models import VlmModel, load, resolve
 from edgevlm.models.rebuild import with_note
 from edgevlm.pipeline.gguf_choice import GGUF_PRECISIONS, gguf_type, imatrix_misfit, write_importances
+from edgevlm.pipeline.manifest import make_manifest, source_name, tool_versions
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes, settled
 from edgevlm.pipeline.reuse import take_over
 from edgevlm.pipeline.verify import require, thresholds, verify
+from edgevlm.pipeline.vision_choice import choose_vision
 from edgevlm.progress import part_of
 from edgevlm.quant.vision import calibrated, plan_vision
 from edgevlm.recipe import Recipe, VisionPrecision
 from edgevlm.spec import ModelSpec
 
-_TOOLS = ("torch", "onnx", "onnxruntime", "gguf", "llama-cpp-python", "tokenizers", "numpy")
 #: Shares of the progress bar: load, passes, a plan for the vision tower, export, verify.
 _LOADED, _PRUNED, _PLANNED, _EXPORTED = 0.02, 0.3, 0.45, 0.6
 
@@ -68,7 +57,8 @@ def compile_recipe(
     passes = parse_passes(recipe)
     calibration = _calibration(recipe)
     folder = resolve(recipe.model)
-    vision_precision = recipe.vision_precision or ("fp32" if recipe.precision == "fp32" else "fp16")
+    asked = recipe.vision_precision or ("fp32" if recipe.precision == "fp32" else "fp16")
+    vision_precision: VisionPrecision = "w8a8" if asked == "auto" else asked
 
     def accept(spec: ModelSpec) -> None:
         if vision_precision == "w8a8":
@@ -82,12 +72,19 @@ def compile_recipe(
         model = run_passes(passes, model, calibration, part_of(progress, _LOADED, pruned))
         recipe = settled(recipe, passes)
         static = None
-        if vision_precision == "w8a8":
+        if asked == "auto":
+            choice = choose_vision(recipe, model, calibration, part_of(progress, pruned, _PLANNED))
+            vision_precision, static, pruned = choice.precision, choice.static, _PLANNED
+            model = with_note(model, choice.reason)
+            recipe = recipe.model_copy(update={"vision_precision": vision_precision})
+        elif vision_precision == "w8a8":
             static = plan_vision(model, calibration, part_of(progress, pruned, _PLANNED))
-            model, pruned = with_note(model, str(static)), _PLANNED
+            pruned = _PLANNED
+        if static is not None:
+            model = with_note(model, str(static))
         report = part_of(progress, pruned, _EXPORTED)
-        sources = {_source_name(path, folder): sha256_file(path) for path in model.sources}
-        taken = [] if like is None else take_over(recipe, model.spec, like, sources, _tools(), work)
+        sources = {source_name(path, folder): sha256_file(path) for path in model.sources}
+        taken = [] if like is None else take_over(recipe, model.spec, like, sources, tool_versions(), work)
         if recipe.format == "gguf":
             imatrix = write_importances(recipe, model, calibration, work, part_of(report, 0, 0.2))
             artifacts = taken or gguf.export(
@@ -117,7 +114,7 @@ def compile_recipe(
                 progress=report,
             )
         artifacts += write_newline(model, work)
-        manifest = _manifest(recipe, model, sources, work, artifacts)
+        manifest = make_manifest(recipe, model, sources, work, artifacts)
         write_manifest(work, manifest)
         in_decoder = model.spec.decoder.token_drop is not None
         limits = thresholds(decoder_precision, vision_precision, recipe.verify, decoder_drops=in_decoder)
@@ -149,54 +146,3 @@ def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: VisionPrecision
         raise UnsupportedError(
             f"cannot export {spec.name} to {recipe.format}: {reason}", recipe.model, "see docs/export.md"
         )
-
-
-def _manifest(
-    recipe: Recipe, model: VlmModel, sources: dict[str, str], folder: Path, artifacts: list[Artifact]
-) -> Manifest:
-    """The manifest over every file in `folder`; files that no exporter named are configuration."""
-    named = {artifact.path: artifact for artifact in artifacts}
-    entries = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        artifact = named.get(name, Artifact(name, "config", path.suffix.lstrip(".")))
-        entries.append(
-            ArtifactEntry(
-                path=name,
-                role=artifact.role,
-                format=artifact.format,
-                precision=artifact.precision,
-                bytes=path.stat().st_size,
-                sha256=sha256_file(path),
-                bits_per_weight=round(artifact.bits_per_weight, 4),
-                parameters=artifact.parameters,
-            )
-        )
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=model.spec.name,
-        format=recipe.format,
-        spec=model.spec.to_dict(),
-        recipe=recipe.model_dump(mode="json"),
-        artifacts=entries,
-        parity=list[ParityResult](),
-        tools=_tools(),
-        source_sha256=sources,
-        licence=model.spec.licence,
-    )
-
-
-def _source_name(path: Path, source: Path) -> str:
-    """A weight file's path in the checkpoint's folder; of one that lies elsewhere the last folder and the name."""
-    return (path.relative_to(source) if path.is_relative_to(source) else Path(*path.parts[-2:])).as_posix()
-
-
-def _tools() -> dict[str, str]:
-    """Versions of what made the bundle."""
-    tools = {"edgevlm": __version__, "python": platform.python_version()}
-    for name in _TOOLS:
-        try:
-            tools[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return tools

@@ -91,8 +91,8 @@ def calibrated(calibration: Calibration | None) -> Calibration:
         InputError: there are none.
     """
     if calibration is None or not calibration.count:
-        what = "vision precision w8a8 needs calibration images and there are none"
-        raise InputError(what, "--vision-precision w8a8", "add --calibrate scenes, or a folder of images")
+        what = "a vision tower in static int8 needs calibration images and there are none"
+        raise InputError(what, "--vision-precision", "add --calibrate scenes, or a folder of images")
     return calibration
 
 

@@ -82,7 +82,7 @@ def test_both_engines_open_it(bundle: Bundle) -> None:
 
 def test_without_images_it_is_refused_before_work(checkpoint: Path, tmp_path: Path) -> None:
     recipe = Recipe(model=str(checkpoint), vision_precision="w8a8")
-    with pytest.raises(InputError, match="vision precision w8a8 needs calibration images") as caught:
+    with pytest.raises(InputError, match="a vision tower in static int8 needs calibration images") as caught:
         pipeline.compile_recipe(recipe, tmp_path / "out", progress=silent)
     assert "--calibrate" in caught.value.hint
     empty = tmp_path / "empty"

@@ -169,7 +169,7 @@ def test_a_reducer_plays_no_part() -> None:
 
 def test_bad_input_is_one_line() -> None:
     model = vlm("siglip")
-    with pytest.raises(InputError, match="vision precision w8a8 needs calibration images and there are none"):
+    with pytest.raises(InputError, match="a vision tower in static int8 needs calibration images and there are none"):
         plan_vision(model, None, silent)
     model.vision.encoder.layers[1].norm2.bias[0] = float("nan")
     with pytest.raises(
