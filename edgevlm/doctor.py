@@ -20,6 +20,7 @@ import psutil
 
 from edgevlm.child import ChildError, Json, Send, run_child
 from edgevlm.errors import EdgeVLMError
+from edgevlm.targets.isa import cpu_features
 
 State = Literal["ok", "absent", "warning", "broken"]
 
@@ -27,11 +28,6 @@ _TIMEOUT_S = 120.0
 _LEAST_MEMORY = 2 << 30
 _LEAST_DISK = 2 << 30
 _MIN_AGREEMENT = 0.99
-#: CPU features that decide which kernels a runtime uses, as Linux names them.
-_FEATURES = (
-    *("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"),
-    *("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve"),
-)
 #: llama.cpp's name of a feature that the CPU has and a build may lack.
 _LLAMA_FLAGS = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI", "amx_int8": "AMX_INT8"}
 _REBUILD = (
@@ -57,21 +53,6 @@ def examine() -> list[Check]:
         hint = "pip install 'edgevlm[onnx]' or 'edgevlm[gguf]'"
         runtimes.append(Check("runtimes", "broken", "none is installed: no bundle can run", hint))
     return [_python(), _cpu(), _memory(), _disk(), *runtimes, _compiler()]
-
-
-def cpu_features() -> list[str]:
-    """Instruction sets of this CPU that matter to a runtime; empty where the system does not tell."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    present = {
-        word
-        for line in text.splitlines()
-        if line.startswith(("flags", "Features"))
-        for word in line.partition(":")[2].split()
-    }
-    return [feature for feature in _FEATURES if feature in present]
 
 
 def _python() -> Check:

@@ -135,6 +135,7 @@ class TargetProfile(_Part):
         title: for people.
         kind: a Jetson module, a graphics card beside a host, or a CPU.
         gpu: the compute capability, of Jetsons and graphics cards.
+        gpu_clock_ghz: at which `compute` holds.
         software: releases with TensorRT that the device runs, oldest first.
         tensorrt_rtx: the version of TensorRT for RTX that builds for this card without having it.
         runtimes: in order of preference.
@@ -151,6 +152,7 @@ class TargetProfile(_Part):
     bandwidth: Bandwidth
     compute: Compute
     gpu: Capability | None = None
+    gpu_clock_ghz: Figure | None = None
     software: tuple[Software, ...] = ()
     tensorrt_rtx: Release | None = None
     runtimes: tuple[Runtime, ...] = Field(min_length=1)
@@ -224,6 +226,8 @@ class TargetProfile(_Part):
         for name, first in _FIRST_WITH.items():
             if capability is not None and getattr(self.compute, name) is not None and capability < first:
                 raise ValueError(f"compute.{name}: compute capability {self.gpu and self.gpu.value} has no such units")
+        if self.gpu_clock_ghz is not None:
+            _in_range("gpu_clock_ghz", self.gpu_clock_ghz, 0.1, 10)
         for number, release in enumerate(self.software):
             if (release.jetpack is None) == (self.kind == "jetson"):
                 raise ValueError(f"software.{number}.jetpack: Jetson modules have one, other devices none")
