@@ -82,7 +82,11 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 def picture(report: Report, cost: Cost) -> str:
     """One of the two pictures as an SVG file that stands alone."""
-    drawing = front_chart(report, cost, _WIDE)
+    return standalone(front_chart(report, cost, _WIDE))
+
+
+def standalone(drawing: str) -> str:
+    """An `<svg>` element with the page's colours in it, as a file of its own."""
     style = (
         read("picture.css.jinja")
         + 'svg { font-family: system-ui, "DejaVu Sans", sans-serif; background: var(--page); }\n'
