@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgevlm.atomic import TEMPORARY_PREFIX
+from edgevlm.atomic import TEMPORARY_PREFIX, write_text
 from edgevlm.errors import BundleError
 from edgevlm.spec import ModelSpec
 from edgevlm.validation import first_problem
@@ -113,9 +113,9 @@ def sha256_file(path: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest as the last file of a bundle under construction."""
+    """Write the manifest, the last file of a bundle, or the one of a bundle that got new files; in one step."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / MANIFEST, text + "\n")
 
 
 def open_bundle(path: str | Path, *, verify: bool = False, unfinished: bool = False) -> Bundle:
@@ -132,13 +132,18 @@ def open_bundle(path: str | Path, *, verify: bool = False, unfinished: bool = Fa
     folder = Path(path)
     if not unfinished and any(part.startswith(TEMPORARY_PREFIX) for part in folder.resolve().parts):
         raise BundleError("this folder is an export that did not finish", str(folder), "export again")
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for entry in manifest.artifacts:
         _check_artifact(folder, entry, verify=verify)
     return Bundle(folder, manifest, ModelSpec.from_dict(manifest.spec))
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle; the files that it names are not looked at.
+
+    Raises:
+        BundleError: there is none, it cannot be read, or its schema is unknown.
+    """
     file = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError("there is no such folder", str(folder), "give the folder that `edgevlm export` wrote")

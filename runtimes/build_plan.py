@@ -8,6 +8,7 @@ of one, and float32 at their borders but for the cache. They are to be built str
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -116,6 +117,23 @@ class BuildPlan(_Part):
     def component(self, role: Role) -> ComponentPlan | None:
         """The component of that role, or None."""
         return next((each for each in self.components if each.role == role), None)
+
+
+def tensor_bytes(tensor: TensorPlan, shape: Sizes) -> int:
+    """Bytes of a tensor with this shape."""
+    return math.prod(shape) * {"float32": 4, "float16": 2, "int64": 8}[tensor.dtype]
+
+
+def fixed_bytes(tensor: TensorPlan) -> int:
+    """Bytes of a tensor whose axes all have fixed sizes.
+
+    Raises:
+        BundleError: one has none.
+    """
+    sizes = tuple(size for size in tensor.shape if isinstance(size, int))
+    if len(sizes) != len(tensor.shape):
+        raise BundleError(f"{tensor.name} has no fixed size", PLAN, _HINT)
+    return tensor_bytes(tensor, sizes)
 
 
 def write_build_plan(folder: Path, plan: BuildPlan) -> None:

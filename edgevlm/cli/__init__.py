@@ -27,6 +27,7 @@ VERBS = {
     "export": "Compile a checkpoint into a bundle.",
     "run": "Ask a bundle about an image.",
     "inspect": "Show what is in a bundle.",
+    "build": "Build TensorRT engines into a bundle.",
     "lint": "Ask whether TensorRT will read a bundle.",
     "bench": "Measure speed, memory and accuracy of bundles.",
     "study": "Compare many ways to compress one model.",
