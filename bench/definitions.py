@@ -40,6 +40,19 @@ DEFINITIONS = {
     "share of flips or 2%, whichever is larger.",
 }
 
+#: Where sensors were looked for.
+ENERGY_DEFINITIONS = {
+    "Energy": "of the steady answers, by the named sensor: differences of its counter, or power integrated by the "
+    "trapezoidal rule, at the named rate. Only the named rails count; making the next image between two answers does "
+    "not.",
+    "Joules per image": "from the image bytes to the first text. Per token: each one after the first. Both need stages "
+    "longer than two readings, else n/a stands. Per answer: both together.",
+    "Net": "less the power of the idle machine, measured before the first bundle was loaded, over the same time; idle "
+    "power holds what sampling costs.",
+    "Throttled": "share of the readings during the steady answers in which the sensor gave a reason for held-back "
+    "clocks.",
+}
+
 #: What only a study speaks of.
 STUDY_DEFINITIONS = {
     "Unpruned": "the same export without a method. Every cell is paired with it on the same items, so a difference is "

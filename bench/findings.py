@@ -36,7 +36,16 @@ def findings(report: Report) -> list[Finding]:
     for row in report.rows:
         found += [Finding(row.name, f"{flag.text}.") for flag in row.flags]
         found += [Finding(row.name, f"{note}.") for note in row.notes]
-    return found
+    return found + _without_energy(report)
+
+
+def _without_energy(report: Report) -> list[Finding]:
+    """Why energy was not measured: once, where the reason is the same for all rows."""
+    timed = [row for row in report.rows if row.energy is not None]
+    missing = [(row.name, row.energy.reason) for row in timed if row.energy and not row.energy.meters]
+    if missing and len(missing) == len(timed) and len({reason for _, reason in missing}) == 1:
+        return [Finding("energy", f"not measured: {missing[0][1]}.", "quiet")]
+    return [Finding(name, f"energy not measured: {reason}.", "quiet") for name, reason in missing]
 
 
 def judgement(paired: Paired) -> str:

@@ -30,6 +30,15 @@ def three_digits(value: float) -> str:
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
+def joules(value: float | None) -> str:
+    """An energy: `42.1 mJ`, `1.84 J`, `−0.02 J`; n/a where it could not be told."""
+    if value is None:
+        return "n/a"
+    sign = _MINUS if value < 0 else ""
+    size = abs(value)
+    return f"{sign}{three_digits(1e3 * size)} mJ" if size < 1 else f"{sign}{three_digits(size)} J"
+
+
 def megabytes(value: int | None) -> str:
     """Bytes in units of 10^6: `8.31 MB`, `712 MB`."""
     return NONE if value is None else f"{three_digits(value / 1e6)} MB"

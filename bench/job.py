@@ -76,6 +76,7 @@ class Hello(Part):
 
     kind: Literal["hello"] = "hello"
     pid: int
+    clock_s: float = Field(description="the system's monotonic clock at the worker's start; samples count from there")
 
 
 class Loaded(Part):

@@ -29,6 +29,7 @@ class Measured:
         beside: those of the bundle that took turns.
         predictions: answers to the items.
         control: answers with grey noise for images.
+        origin_s: the monotonic clock at the worker's start, from which the times of samples count.
         other_cpu_share: what other processes used during the steady samples; None if unknown.
         memory: of its process tree.
     """
@@ -40,6 +41,7 @@ class Measured:
     beside: Samples = field(default_factory=Samples)
     predictions: list[Prediction] = field(default_factory=list)
     control: list[Prediction] = field(default_factory=list)
+    origin_s: float = 0.0
     other_cpu_share: float | None = None
     memory: Memory | None = None
 
@@ -71,6 +73,7 @@ class _Listener:
             ) from error
         if isinstance(message, Hello):
             self._pid = message.pid
+            self._measured.origin_s = message.clock_s
             self.watch = self._stack.enter_context(TreeWatch(message.pid))
         elif isinstance(message, Loaded):
             self._measured.loaded = message

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevlm.bench.definitions import DEFINITIONS, STUDY_DEFINITIONS
+from edgevlm.bench.definitions import DEFINITIONS, ENERGY_DEFINITIONS, STUDY_DEFINITIONS
 from edgevlm.bench.report import report_schema
 
 _HEAD = """# The report's format
@@ -46,7 +46,7 @@ def reference() -> str:
     """The page."""
     schema = report_schema()
     definitions: dict[str, dict[str, Any]] = schema["$defs"]
-    terms = {**DEFINITIONS, **STUDY_DEFINITIONS}
+    terms = {**DEFINITIONS, **ENERGY_DEFINITIONS, **STUDY_DEFINITIONS}
     parts = [_HEAD, _COMPARE, "## Definitions", *(f"- **{term}**: {text}" for term, text in terms.items())]
     parts += ["## Fields", _fields("Report", schema)]
     parts += [_fields(name, definitions[name]) for name in definitions]

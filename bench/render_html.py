@@ -8,12 +8,14 @@ from markupsafe import Markup
 
 from edgevlm.bench import format as show
 from edgevlm.bench.charts import accuracy_scatter, share_bar, ttft_bars
+from edgevlm.bench.energy_table import energy, heat
 from edgevlm.bench.findings import findings
 from edgevlm.bench.page import fill
 from edgevlm.bench.pairs import Proportion
 from edgevlm.bench.report import Report
 from edgevlm.bench.reproduce import facts
 from edgevlm.bench.table import comparison, latency, pairs
+from edgevlm.bench.timeline import timeline
 
 _WIDE = 1080.0
 _NARROW = 358.0
@@ -37,6 +39,13 @@ def render_html(report: Report) -> str:
         bars_narrow=Markup(ttft_bars(report, _NARROW)) if timed else "",
         scatter_wide=Markup(accuracy_scatter(report, _WIDE)) if scored else "",
         scatter_narrow=Markup(accuracy_scatter(report, _NARROW)) if scored else "",
+        energy=energy(report),
+        heat=heat(report),
+        timelines=[
+            (row.name, Markup(timeline(row, _WIDE)), Markup(timeline(row, _NARROW)))
+            for row in report.rows
+            if row.heat is not None and row.latency is not None
+        ],
         share_bar=_share_bar,
         facts=facts(report)[1:],
         command=shlex.join(report.settings.command_line),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgevlm.bench.energy_table import energy, heat
 from edgevlm.bench.findings import findings
 from edgevlm.bench.markdown import bullets, escape, table, terms
 from edgevlm.bench.report import Report
@@ -23,6 +24,8 @@ def render_markdown(report: Report) -> str:
         ("Latency", latency(report)),
         ("Accuracy against the baseline", pairs(report)),
         ("Accuracy by question type", by_type(report)),
+        ("Energy", energy(report)),
+        ("Heat and clocks", heat(report)),
     ):
         if cells.rows:
             parts += [f"## {title}", table(cells)]

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgevlm.bench.metered import Energy, Heat, Sensor
 from edgevlm.bench.pairs import Interval, Proportion
 from edgevlm.bench.stats import Summary
 from edgevlm.runtimes.base import KvCache
@@ -40,6 +41,7 @@ class Sample(Part):
     first_decode_ms: float = Field(ge=0, description="logits to the first text: sampling and detokenisation")
     gaps_ms: list[float] = Field(description="time between consecutive tokens after the first")
     wall_ms: float = Field(ge=0, description="the whole call, seen from outside the session")
+    at_s: float | None = Field(default=None, description="when the call began, in seconds since the worker's start")
     image_tokens: int = Field(ge=0)
     prompt_tokens: int = Field(ge=0, description="positions of the prompt, image tokens included")
     reused_tokens: int = Field(ge=0, description="prompt positions that came from a cache")
@@ -157,6 +159,9 @@ class Flag(Part):
         "contended",
         "no-method-cost",
         "not-timed",
+        "throttled",
+        "sensor-lost",
+        "short-energy",
     ]
     text: str
 
@@ -245,6 +250,8 @@ class Row(Part):
     decoder_engine: Engine | None
     latency: Latency | None
     memory: Memory | None
+    energy: Energy | None = Field(default=None, description="null where nothing was timed, and in a study")
+    heat: Heat | None = Field(default=None, description="null likewise, and where no sensor shows any")
     accuracy: Accuracy | None
     flags: list[Flag]
     notes: list[str] = Field(
@@ -275,6 +282,7 @@ class Settings(Part):
     decoder_engine: str
     kv_cache: KvCache = Field(default="auto", description="storage of keys and values that was asked of the engine")
     silence_s: float = Field(description="a worker silent for longer counts as hung")
+    idle_s: float = Field(default=0.0, description="how long idle power was measured, where there is a sensor of power")
 
 
 class Environment(Part):
@@ -318,6 +326,7 @@ class Report(Part):
     environment: Environment
     settings: Settings
     rows: list[Row]
+    sensors: list[Sensor] = Field(default=[], description="of power, heat and clocks; empty where none were looked for")
     interrupted: bool
     definitions: dict[str, str] = Field(description="how each figure is defined, printed beside the numbers")
     study: Study | None = Field(default=None, description="for the report of a study; null for a sweep over bundles")

@@ -45,6 +45,10 @@ def setting(report: Report) -> list[tuple[str, str]]:
         ),
         ("Seed", str(asked.seed)),
     ]
+    if report.sensors:
+        read = [f"{each.name}: {each.detail}" for each in report.sensors if each.state == "ok"]
+        rest = [f"{each.name} {each.state}" for each in report.sensors if each.state != "ok"]
+        pairs.append(("Sensors", "; ".join([*read, *rest])))
     if asked.task is not None:
         pairs.append(("Accuracy plan", f"{asked.task}, split {asked.split}, {asked.items} items, greedy decoding"))
     return pairs

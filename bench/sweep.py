@@ -13,7 +13,8 @@ from typing import TypeAlias
 
 from edgevlm.bench.accuracy import compare, score, score_types
 from edgevlm.bench.baseline import Reference
-from edgevlm.bench.definitions import DEFINITIONS
+from edgevlm.bench.definitions import DEFINITIONS, ENERGY_DEFINITIONS
+from edgevlm.bench.energy import Metering
 from edgevlm.bench.environment import environment, now
 from edgevlm.bench.job import AccuracyPlan, Prediction
 from edgevlm.bench.latency import flags, summarise_latency
@@ -26,6 +27,7 @@ from edgevlm.bench.rows import describe
 from edgevlm.bench.tasks import find_task
 from edgevlm.bench.worker import TARGET
 from edgevlm.bundle import Bundle
+from edgevlm.targets.sensors.log import SensorLog
 
 Progress: TypeAlias = Callable[[float, float, str], None]
 PREDICTIONS = "predictions"
@@ -39,6 +41,7 @@ def sweep(
     baseline: str | None = None,
     progress: Progress,
     worker: str = TARGET,
+    sensors: SensorLog | None = None,
 ) -> Report:
     """Measure every bundle and the models they are compared with.
 
@@ -49,6 +52,7 @@ def sweep(
         baseline: a bundle's folder or a model; None takes the model that each bundle was made from.
         progress: called with seconds done, seconds in all, and what is being done.
         worker: `module:function` that measures a job in a child process.
+        sensors: samples while this runs; None measures no energy and no heat.
 
     Raises:
         InputError: the baseline or the task is unknown. No work was done.
@@ -56,6 +60,7 @@ def sweep(
     works = plan(bundles, settings, baseline)
     described = environment(now())
     pace = Pace([work.job for work in works], progress)
+    metering = None if sensors is None else Metering(sensors, settings.idle_s)
     answers: dict[str, list[Prediction]] = {}
     rows: list[Row] = []
     interrupted = False
@@ -66,7 +71,7 @@ def sweep(
             continue
         pace.begin(work.name)
         try:
-            row = measure_row(row, work, settings, described, pace, worker, answers, out)
+            row = measure_row(row, work, settings, described, pace, worker, answers, out, metering)
         except KeyboardInterrupt:
             interrupted = True
             row = row.model_copy(update={"reason": "interrupted"})
@@ -77,8 +82,9 @@ def sweep(
         environment=described.model_copy(update={"finished": now()}),
         settings=settings,
         rows=rows,
+        sensors=[] if metering is None else metering.sensors(),
         interrupted=interrupted,
-        definitions=DEFINITIONS,
+        definitions=DEFINITIONS if sensors is None else {**DEFINITIONS, **ENERGY_DEFINITIONS},
     )
 
 
@@ -91,6 +97,7 @@ def measure_row(
     worker: str,
     answers: dict[str, list[Prediction]],
     out: Path,
+    metering: Metering | None = None,
 ) -> Row:
     """Fill `row` by running the worker, or from the cache.
 
@@ -103,10 +110,13 @@ def measure_row(
         worker: `module:function` that measures a job in a child process.
         answers: by the name of a work; those of this one are added, and it is paired with its baseline's.
         out: folder of the report, for the predictions.
+        metering: the sweep's sensors; None measures no energy and no heat.
     """
     cached = _cache(work, environment)
     known = read_jsonl(cached, settings.items) if cached is not None else None
     if known is None:
+        if metering is not None:
+            metering.begin()
         measured = run_worker(work.job, worker, settings.silence_s, pace)
     else:
         measured = Measured(stage="accuracy", predictions=known)
@@ -124,6 +134,9 @@ def measure_row(
             "flags": flags(latency) if latency is not None else [],
         }
     )
+    if metering is not None and latency is not None:
+        seen = metering.observe(measured)
+        row = row.model_copy(update={"energy": seen.energy, "heat": seen.heat, "flags": [*row.flags, *seen.flags]})
     if measured.failure or work.job.accuracy is None:
         return row
     answers[work.name] = measured.predictions

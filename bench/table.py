@@ -36,7 +36,7 @@ class Table:
 
 def comparison(report: Report) -> Table:
     """One line a row: what it weighs, whether it is right, how fast it answers."""
-    headers = (
+    headers: tuple[str, ...] = (
         "bundle",
         "status",
         "size",
@@ -47,6 +47,9 @@ def comparison(report: Report) -> Table:
         "decode tok/s",
         "peak RSS",
     )
+    metered = any(row.energy and row.energy.meters for row in report.rows)
+    if metered:
+        headers = (*headers, "energy/answer")
     rows = tuple(
         (
             Cell(row.name, row.format),
@@ -58,6 +61,7 @@ def comparison(report: Report) -> Table:
             _ttft(row),
             Cell(show.rate(row.latency.decode_tokens_per_second if row.latency else None)),
             Cell(show.megabytes(row.memory.peak_rss_bytes if row.memory and row.kind == "bundle" else None)),
+            *((_energy(row),) if metered else ()),
         )
         for row in report.rows
     )
@@ -169,6 +173,14 @@ def _percentile(point: Percentile | None, n: int) -> Cell:
     if point is None:
         return Cell("n/a", f"n={n}", "quiet")
     return Cell(show.three_digits(point.value), show.span(point))
+
+
+def _energy(row: Row) -> Cell:
+    """Of the meter that covers most."""
+    if row.energy is None or not row.energy.meters:
+        return Cell(show.NONE, tone="quiet")
+    first = row.energy.meters[0]
+    return Cell(show.joules(first.per_answer.gross), f"{first.source} {' + '.join(first.rails)}")
 
 
 def _accuracy(row: Row) -> Cell:

@@ -50,12 +50,14 @@ def work(send: Send, job: Job, open_: Callable[[Job], Subject]) -> None:
         by_turns(False, phase, sample)
 
     def by_turns(beside: bool, phase: Phase, sample: Sample) -> None:
-        tell(Sampled(phase=phase, sample=sample, beside=beside))
+        at_s = time.monotonic() - origin_s - sample.wall_ms / 1000
+        tell(Sampled(phase=phase, sample=sample.model_copy(update={"at_s": at_s}), beside=beside))
 
     def answered(control: bool, prediction: Prediction) -> None:
         tell(Answered(control=control, prediction=prediction))
 
-    tell(Hello(pid=os.getpid()))
+    origin_s = time.monotonic()
+    tell(Hello(pid=os.getpid(), clock_s=origin_s))
     start = time.perf_counter()
     subject = open_(job)
     load_ms = (time.perf_counter() - start) * 1000

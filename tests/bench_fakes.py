@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,10 +106,15 @@ FAULTS = {"crash": crash, "hang": _hang, "size": _wrong_size, "gaps": _too_many_
 
 
 def _open(job: Job) -> FakeModel:
-    """The name of the bundle's folder says how it behaves: `crash`, `hang` ..., `wrong-7`, or anything else."""
+    """The name of the bundle's folder says how it behaves: `crash`, `hang` ..., `wrong-7`, or anything else.
+
+    `unplug` removes the made-up sensors beside it, and works.
+    """
     name = job.path.rsplit("/", 1)[-1]
     if name in FAULTS:
         return Broken(job, FAULTS[name])
+    if name == "unplug":
+        shutil.rmtree(Path(job.path).parent / "sys")
     if name == "load":
         raise EngineError("the runtime cannot load this graph", name, "")
     return FakeModel(job, int(name.removeprefix("wrong-")) if name.startswith("wrong-") else 0)

@@ -34,6 +34,9 @@ _NOT_NEGATIVE = click.IntRange(min=0)
 @click.option("--cached", type=_NOT_NEGATIVE, default=7, show_default=True, help="Answers to one image, caches on.")
 @click.option("--max-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Tokens a timed answer.")
 @click.option("--image-size", default="1024x768", show_default=True, help="Width and height of the timed images.")
+@click.option(
+    "--idle-time", type=click.FloatRange(0, 600), default=5.0, show_default=True, help="Seconds of idle power; 0: none."
+)
 @click.option("--threads", type=_NOT_NEGATIVE, default=0, help="CPU threads.  [default: all physical cores]")
 @click.option("--vision-engine", type=click.Choice(["auto", *VISION_ENGINES]), default="auto", show_default=True)
 @click.option("--decoder-engine", type=click.Choice(["auto", *DECODER_ENGINES]), default="auto", show_default=True)
@@ -58,6 +61,7 @@ def command(
     cached: int,
     max_tokens: int,
     image_size: str,
+    idle_time: float,
     threads: int,
     vision_engine: str,
     decoder_engine: str,
@@ -74,6 +78,7 @@ def command(
     from edgevlm.bench.report import Settings
     from edgevlm.bench.sweep import sweep
     from edgevlm.bench.write import claim, write_report
+    from edgevlm.targets.sensors.log import SensorLog
 
     width, height = size(image_size)
     settings = Settings(
@@ -96,11 +101,12 @@ def command(
         decoder_engine=decoder_engine,
         kv_cache=kv_cache,
         silence_s=timeout,
+        idle_s=idle_time,
     )
     opened = [open_bundle(path) for path in bundles]
     claim(out)
-    with show_progress("bench") as progress:
-        report = sweep(opened, settings, out, baseline=baseline, progress=progress)
+    with show_progress("bench") as progress, SensorLog() as sensors:
+        report = sweep(opened, settings, out, baseline=baseline, progress=progress, sensors=sensors)
     write_report(report, out)
     if as_json:
         click.echo(report.model_dump_json(indent=1))

@@ -8,6 +8,7 @@ nothing is raised for it.
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from edgevlm.targets.sensors.serve import TARGET, Ended, Message, Opened, Taken
 
 #: Seconds without a message after which the sampling process counts as hung; it sends some every fifth of a second.
 _SILENCE_S = 15.0
+_POLL_S = 0.02
 _MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 
@@ -96,6 +98,13 @@ class SensorLog:
                 if each.about is not None
                 for heard in [self._heard[each.name]]
             ]
+
+    def wait_until(self, at_s: float, limit_s: float) -> None:
+        """Wait until every source that still works was read after an instant, or `limit_s` seconds."""
+        deadline = time.monotonic() + limit_s
+        while any(not track.ended and not (track.at_s and track.at_s[-1] > at_s) for track in self.tracks()):
+            if self._stop.wait(_POLL_S) or time.monotonic() > deadline:
+                return
 
     def _listen(self) -> None:
         try:
