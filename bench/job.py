@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
-from edgevlm.bench.report import Engine, Part, Sample
+from edgevlm.bench.report import Engine, Part, Sample, SkippedItem
 from edgevlm.runtimes.base import KvCache
 
 Phase: TypeAlias = Literal["cold", "warmup", "steady", "cached", "repeat"]
@@ -30,9 +30,19 @@ class LatencyPlan(Part):
 
 
 class AccuracyPlan(Part):
-    """Which items to answer; `control` asks them once more with grey noise for images."""
+    """Which items to answer; `control` asks them once more with grey noise for images.
+
+    `data` is the folder of the task's files, `images` that of its pictures where it is another one; `data_sha256` is
+    over the files that hold the questions. All are empty for generated tasks. An empty `scorer` or `template` takes the
+    task's usual one.
+    """
 
     task: str
+    data: str = ""
+    images: str = ""
+    data_sha256: str = ""
+    scorer: str = ""
+    template: str = ""
     split: str
     n: int = Field(ge=1)
     seed: int = Field(ge=0)
@@ -56,10 +66,17 @@ class Job(Part):
     kv_cache: KvCache = "auto"
     latency: LatencyPlan | None = None
     accuracy: AccuracyPlan | None = None
+    asked: int = Field(default=0, ge=0, description="items that are answered or skipped already, from the front")
+    asked_control: int = Field(default=0, ge=0, description="the same of the control")
 
 
 class Prediction(Part):
-    """One answered item; a line of a predictions file."""
+    """One answered item; a line of a predictions file.
+
+    `answer` is the right answer that is shown, `answers` are all of them; `score` is the credit of rules that know half
+    answers, of which `correct` is those of one half at least; `parsed` is what the rule read. `top_tokens` are the
+    likeliest first tokens, `top_logprobs` their logarithmic probabilities.
+    """
 
     id: str
     image_id: str
@@ -69,6 +86,18 @@ class Prediction(Part):
     predicted: str
     token_ids: list[int]
     correct: bool
+    score: float | None = Field(default=None, ge=0, le=1)
+    parsed: str = ""
+    answers: list[str] = Field(default=[])
+    choices: list[str] = Field(default=[])
+    group: str = ""
+    top_tokens: list[int] = Field(default=[])
+    top_logprobs: list[float] = Field(default=[])
+
+    @property
+    def credit(self) -> float:
+        """Between 0 and 1."""
+        return float(self.correct) if self.score is None else self.score
 
 
 class Hello(Part):
@@ -105,5 +134,13 @@ class Answered(Part):
     prediction: Prediction
 
 
-Message: TypeAlias = Hello | Loaded | Sampled | Answered
+class Missed(Part):
+    """One item could not be asked."""
+
+    kind: Literal["missed"] = "missed"
+    control: bool
+    item: SkippedItem
+
+
+Message: TypeAlias = Hello | Loaded | Sampled | Answered | Missed
 MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from edgevlm.bench.job import MESSAGES, Answered, Hello, Job, Loaded, Prediction, Sampled
+from edgevlm.bench.job import MESSAGES, Hello, Job, Loaded, Sampled
+from edgevlm.bench.journal import Answers, Journal
 from edgevlm.bench.latency import Samples
 from edgevlm.bench.memory import CpuShare, TreeWatch
 from edgevlm.bench.pace import Pace
@@ -27,8 +28,7 @@ class Measured:
         loaded: the engines and the load time; None before the session was ready.
         samples: timed answers.
         beside: those of the bundle that took turns.
-        predictions: answers to the items.
-        control: answers with grey noise for images.
+        answers: to the items, those that were known before the worker began in front.
         origin_s: the monotonic clock at the worker's start, from which the times of samples count.
         other_cpu_share: what other processes used during the steady samples; None if unknown.
         memory: of its process tree.
@@ -39,8 +39,7 @@ class Measured:
     loaded: Loaded | None = None
     samples: Samples = field(default_factory=Samples)
     beside: Samples = field(default_factory=Samples)
-    predictions: list[Prediction] = field(default_factory=list)
-    control: list[Prediction] = field(default_factory=list)
+    answers: Answers = field(default_factory=Answers)
     origin_s: float = 0.0
     other_cpu_share: float | None = None
     memory: Memory | None = None
@@ -49,8 +48,11 @@ class Measured:
 class _Listener:
     """Takes the messages of one worker and watches its process."""
 
-    def __init__(self, measured: Measured, job: Job, pace: Pace, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, measured: Measured, job: Job, pace: Pace, stack: contextlib.ExitStack, journal: Journal | None
+    ) -> None:
         self._measured = measured
+        self._journal = journal
         self._job = job
         self._pace = pace
         self._stack = stack
@@ -84,7 +86,9 @@ class _Listener:
         elif isinstance(message, Sampled):
             self._sampled(message)
         else:
-            self._answered(message)
+            self._measured.answers.add(message)
+            if self._journal is not None:
+                self._journal.write(message)
         self._pace.step(message)
 
     def _sampled(self, message: Sampled) -> None:
@@ -101,22 +105,21 @@ class _Listener:
             done = len(self._measured.samples.of("cached")) >= plan.cached
             self._measured.stage = "accuracy" if done else "latency"
 
-    def _answered(self, message: Answered) -> None:
-        (self._measured.control if message.control else self._measured.predictions).append(message.prediction)
 
-
-def run_worker(job: Job, worker: str, silence_s: float, pace: Pace) -> Measured:
-    """Run `worker` on `job` and gather its measurements.
+def run_worker(job: Job, worker: str, silence_s: float, pace: Pace, journal: Journal | None = None) -> Measured:
+    """Run `worker` on `job` and gather its measurements; items that the journal knows are not asked again.
 
     Args:
         job: what to measure.
         worker: `module:function` for the child.
         silence_s: seconds without a message after which it counts as hung.
         pace: hears of each message.
+        journal: takes each answer as it comes.
     """
-    measured = Measured()
+    measured = Measured() if journal is None else Measured(answers=journal.known)
+    job = job.model_copy(update={"asked": measured.answers.asked, "asked_control": measured.answers.asked_control})
     with contextlib.ExitStack() as stack:
-        listener = _Listener(measured, job, pace, stack)
+        listener = _Listener(measured, job, pace, stack, journal)
         try:
             run_child(worker, {"job": job.model_dump(mode="json")}, timeout=silence_s, on_message=listener.hear)
             measured.failure = _missing(job, measured)
@@ -134,7 +137,9 @@ def _missing(job: Job, measured: Measured) -> str:
     if job.latency is not None and len(measured.samples.of("steady")) < job.latency.iterations:
         return f"the worker timed {len(measured.samples.of('steady'))} of {job.latency.iterations} answers"
     if job.accuracy is not None:
-        expected = (job.accuracy.n, job.accuracy.n if job.accuracy.control else 0)
-        if (len(measured.predictions), len(measured.control)) != expected:
-            return f"the worker answered {len(measured.predictions)} of {job.accuracy.n} items"
+        known = measured.answers
+        if (known.asked, known.asked_control) != (job.accuracy.n, job.accuracy.n if job.accuracy.control else 0):
+            return f"the worker answered {known.asked} of {job.accuracy.n} items"
+        if not known.predictions:
+            return f"none of {known.asked} items could be asked: {known.skipped[0].reason}"
     return ""

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 import edgevlm
 from edgevlm.bench.job import Job
 from edgevlm.bench.report import Engine
-from edgevlm.bench.subject import Reply
+from edgevlm.bench.subject import Reply, Shown
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.session import Session
+
+#: So many first tokens are kept with their probabilities; a vocabulary of 150,000 would be megabytes an item.
+FIRST_TOKENS = 32
 
 
 class SessionSubject:
@@ -21,11 +24,11 @@ class SessionSubject:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def answer(
-        self, image: bytes | NDArray[np.uint8], prompt: str, *, max_tokens: int, to_the_end: bool, reuse: bool
-    ) -> Reply:
-        """Answer greedily; see `Subject`."""
-        answer = self._session.generate(image, prompt, max_tokens=max_tokens, ignore_eos=to_the_end, reuse=reuse)
+    def answer(self, image: Shown, prompt: str, *, max_tokens: int, to_the_end: bool, reuse: bool) -> Reply:
+        """Answer greedily; see `Subject`. Likeliest tokens are only told where the answer is not timed to the end."""
+        answer = self._session.generate(
+            image, prompt, max_tokens=max_tokens, ignore_eos=to_the_end, reuse=reuse, keep_logits=not to_the_end
+        )
         stats = answer.stats
         return Reply(
             text=answer.text,
@@ -39,12 +42,22 @@ class SessionSubject:
             image_tokens=stats.image_tokens,
             prompt_tokens=stats.prompt_tokens,
             reused_tokens=stats.reused_tokens,
+            first_tokens=() if answer.first_logits is None else likeliest(answer.first_logits),
         )
 
     def engines(self) -> tuple[Engine, Engine]:
         """The vision and the decoder engine."""
         vision, decoder = self._session.engine_stats()
         return Engine(name=vision.name, details=vision.details), Engine(name=decoder.name, details=decoder.details)
+
+
+def likeliest(logits: NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
+    """The `FIRST_TOKENS` likeliest of `[V]` tokens, likeliest first, with their logarithmic probabilities."""
+    wide = logits.astype(np.float64)
+    log_probabilities = wide - wide.max()
+    log_probabilities -= np.log(np.exp(log_probabilities).sum())
+    ranked = np.argsort(-log_probabilities, kind="stable")[:FIRST_TOKENS]
+    return tuple((int(token), float(log_probabilities[token])) for token in ranked)
 
 
 def open_subject(job: Job) -> SessionSubject:

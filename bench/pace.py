@@ -47,7 +47,7 @@ class Pace:
         self._counts[kind] = self._counts.get(kind, 0) + 1
         self._seconds[kind] = self._seconds.get(kind, 0.0) + now - self._last
         self._last = now
-        what = {"sampled": "latency", "answered": "accuracy"}.get(kind, "load")
+        what = {"sampled": "latency", "answered": "accuracy", "missed": "accuracy"}.get(kind, "load")
         self.say(f"{what} {self._counts[kind]}" if what != "load" else what)
 
     def end(self) -> None:
@@ -73,7 +73,7 @@ class Pace:
             steady = max(job.latency.iterations, job.latency.min_time_s / self._mean("sampled"))
             plan["sampled"] = round(2 + job.latency.warmup + steady + job.latency.cached) * (2 if job.beside else 1)
         if job.accuracy is not None:
-            plan["answered"] = job.accuracy.n * (2 if job.accuracy.control else 1)
+            plan["answered"] = job.accuracy.n * (2 if job.accuracy.control else 1) - self._counts.get("missed", 0)
         return sum(max(0, count - self._counts.get(kind, 0)) * self._mean(kind) for kind, count in plan.items())
 
     def _mean(self, kind: str) -> float:

@@ -24,13 +24,13 @@ _CHUNK_CELLS = 4_000_000
 
 
 class Proportion(BaseModel):
-    """A share of `n` items with its 95% Wilson score interval."""
+    """A share of `n` items with its 95% Wilson score interval; with partial credit a mean with a bootstrap interval."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     n: int = Field(ge=0)
-    correct: int = Field(ge=0)
-    value: float | None = Field(description="correct / n; null where n is 0")
+    correct: int = Field(ge=0, description="with partial credit those of one half at least")
+    value: float | None = Field(description="correct / n, with partial credit the mean credit; null where n is 0")
     low: float | None
     high: float | None
 
@@ -71,7 +71,7 @@ def mcnemar_midp(lost: int, gained: int) -> float:
 
 
 def delta_interval(
-    candidate: Sequence[bool], baseline: Sequence[bool], clusters: Sequence[str], seed: int = 0
+    candidate: Sequence[float], baseline: Sequence[float], clusters: Sequence[str], seed: int = 0
 ) -> Interval:
     """Accuracy of `candidate` less that of `baseline` on the same items, with a 95% percentile bootstrap interval.
 
@@ -79,7 +79,7 @@ def delta_interval(
     by the exact binomial bound for none among n, so that a few items never prove that nothing was lost.
 
     Args:
-        candidate: right or wrong per item.
+        candidate: right or wrong, or the credit, 0 to 1, per item.
         baseline: the same items in the same order.
         clusters: the image of each item; whole images are resampled, with replacement.
         seed: of the resampling.

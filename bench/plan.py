@@ -13,6 +13,8 @@ from edgevlm.bench.tasks import find_task
 from edgevlm.bundle import MANIFEST, Bundle, open_bundle
 from edgevlm.errors import InputError
 
+#: Items of a task without end, where no number is given.
+ITEMS = 500
 #: Why a baseline has no paired comparison.
 IS_BASELINE = "it is the baseline"
 
@@ -81,13 +83,22 @@ def accuracy_plan(settings: Settings) -> AccuracyPlan | None:
     """
     if settings.task is None:
         return None
-    task = find_task(settings.task)
-    if settings.split not in task.splits:
-        raise InputError(f"unknown split {settings.split!r:.40}", "--split", f"splits: {', '.join(task.splits)}")
+    task = find_task(settings.task, settings.data, settings.images, settings.scorer, settings.template)
+    split = settings.split or task.splits[0]
+    if split not in task.splits:
+        raise InputError(f"unknown split {split!r:.40}", "--split", f"splits: {', '.join(task.splits)}")
+    total = task.total(split)
+    if total == 0:
+        raise InputError("there is no question in it", settings.data or settings.task, "see edgevlm data verify")
     return AccuracyPlan(
         task=settings.task,
-        split=settings.split,
-        n=settings.items,
+        data=settings.data,
+        images=settings.images,
+        data_sha256=task.fingerprint(),
+        scorer=settings.scorer,
+        template=settings.template,
+        split=split,
+        n=task.count(split, settings.items or total or ITEMS, settings.seed),
         seed=settings.seed,
         max_tokens=task.max_tokens,
         control=settings.control,

@@ -101,6 +101,33 @@ class Memory(Part):
     samples: int
 
 
+class Figure(Part):
+    """A figure that a benchmark's papers give besides accuracy, such as F1 or a sum over sub-tasks."""
+
+    name: str
+    value: float | None = Field(description="null where it is not defined, such as the precision of no yes at all")
+    out_of: float = Field(default=1, description="the highest that can be reached")
+
+
+class SkippedItem(Part):
+    """An item that was not asked, and why."""
+
+    id: str
+    reason: str
+
+
+class FirstToken(Part):
+    """How far the distribution of the first answer token lies from the baseline's, the image in the prompt."""
+
+    n: int
+    agreement: float = Field(description="share of items whose likeliest first token is the same")
+    kl_mean: float = Field(
+        description="mean Kullback-Leibler divergence from the baseline, in nats, over the tokens that both rank "
+        "among their first, the others as one: a lower bound of that over all tokens"
+    )
+    kl_p99: float = Field(description="99th percentile of the same; with fewer than 100 items near the largest")
+
+
 class TypeScore(Part):
     """Accuracy on one type of question."""
 
@@ -129,6 +156,7 @@ class Paired(Part):
     smallest_detectable_drop: float | None = Field(
         description="drop that these n items show with 80% power at the observed share of flips, 2% at least; or null"
     )
+    first_token: FirstToken | None = Field(default=None, description="null where the answers hold no probabilities")
 
 
 class Accuracy(Part):
@@ -145,6 +173,16 @@ class Accuracy(Part):
     unpaired_reason: str = Field(description="why there is no paired comparison; empty if there is")
     predictions_file: str = Field(description="JSONL beside the report")
     predictions_sha256: str
+    split: str = Field(default="", description="of the task")
+    template: str = Field(default="", description="name of the prompt's wording, and the wording")
+    data_sha256: str = Field(
+        default="", description="over the files that hold the questions; empty for generated tasks"
+    )
+    total: int | None = Field(default=None, description="items of the whole split; null where it has no end")
+    figures: list[Figure] = Field(default=[], description="what the benchmark's papers give besides accuracy")
+    skipped: int = Field(default=0, description="items that were not asked")
+    skipped_items: list[SkippedItem] = Field(default=[], description="the first hundred of these, with the reason")
+    submission_file: str = Field(default="", description="for a judge or a server, beside the report; empty for none")
 
 
 class Flag(Part):
@@ -258,6 +296,10 @@ class Row(Part):
         default=[], description="what the bundle says of itself to people, such as choices it was made by"
     )
     pruning: Pruning | None = Field(default=None, description="for the cells of a study; null for its unpruned model")
+    resolution: int | None = Field(default=None, description="pixels along one side of the vision input, or of a tile")
+    passes: list[str] | None = Field(
+        default=None, description="what the recipe did to the model before export, pass by pass; null where not known"
+    )
 
 
 class Settings(Part):
@@ -273,13 +315,17 @@ class Settings(Part):
     image_height: int
     seed: int
     task: str | None = Field(description="accuracy task; null for speed and memory only")
-    items: int
-    split: str
+    items: int = Field(description="items that were asked for; 0: all, or 500 of a task without end")
+    split: str = Field(description="of the task; empty: its usual one")
     control: bool
     margin: float
     threads: int = Field(description="0: the engine's own choice")
     vision_engine: str
     decoder_engine: str
+    data: str = Field(default="", description="folder of the task's files; empty for generated tasks")
+    images: str = Field(default="", description="folder of its pictures, where that is another one")
+    scorer: str = Field(default="", description="id of the rule that was asked for; empty for the task's usual one")
+    template: str = Field(default="", description="name of the prompt's wording that was asked for; empty: the usual")
     kv_cache: KvCache = Field(default="auto", description="storage of keys and values that was asked of the engine")
     silence_s: float = Field(description="a worker silent for longer counts as hung")
     idle_s: float = Field(default=0.0, description="how long idle power was measured, where there is a sensor of power")

@@ -50,8 +50,24 @@ def setting(report: Report) -> list[tuple[str, str]]:
         rest = [f"{each.name} {each.state}" for each in report.sensors if each.state != "ok"]
         pairs.append(("Sensors", "; ".join([*read, *rest])))
     if asked.task is not None:
-        pairs.append(("Accuracy plan", f"{asked.task}, split {asked.split}, {asked.items} items, greedy decoding"))
+        pairs.append(("Accuracy plan", _accuracy_plan(report)))
     return pairs
+
+
+def _accuracy_plan(report: Report) -> str:
+    asked = report.settings
+    done = next((row.accuracy for row in report.rows if row.accuracy is not None), None)
+    if done is None:
+        return f"{asked.task}, split {asked.split or 'as usual'}, {asked.items or 'all'} items, greedy decoding"
+    parts = [f"{asked.task}, split {done.split or asked.split}, {done.n + done.skipped} items"]
+    if done.total is not None:
+        parts[0] += f" of {done.total}"
+    if done.skipped:
+        parts.append(f"{done.skipped} skipped")
+    parts += [f"scorer {done.scorer}"] if done.scorer else []
+    parts += [f"prompt {done.template!r}"] if done.template else []
+    parts += [f"questions sha256 {done.data_sha256}"] if done.data_sha256 else []
+    return ", ".join([*parts, "greedy decoding"])
 
 
 def engines(row: Row) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from edgevlm.bench.report import Engine, Sample
 from edgevlm.errors import EngineError
 
+#: What a model is shown.
+Shown: TypeAlias = "bytes | NDArray[np.uint8] | list[NDArray[np.uint8]]"
+
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer and its stage times in milliseconds."""
+    """One answer, its stage times in milliseconds, and its likeliest first tokens with their log-probabilities."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -32,18 +35,17 @@ class Reply:
     prompt_tokens: int
     reused_tokens: int
     fusion_ms: float | None = None
+    first_tokens: tuple[tuple[int, float], ...] = ()
 
 
 class Subject(Protocol):
     """An opened model."""
 
-    def answer(
-        self, image: bytes | NDArray[np.uint8], prompt: str, *, max_tokens: int, to_the_end: bool, reuse: bool
-    ) -> Reply:
+    def answer(self, image: Shown, prompt: str, *, max_tokens: int, to_the_end: bool, reuse: bool) -> Reply:
         """Answer greedily.
 
         Args:
-            image: encoded bytes, or uint8 `[H, W, 3]`.
+            image: encoded bytes, uint8 `[H, W, 3]`, or several of these for a question about several.
             prompt: the question.
             max_tokens: at most so many tokens.
             to_the_end: generate exactly `max_tokens`, past any stop token, so that timings compare.

@@ -2,35 +2,37 @@
 
 In: opened bundles and settings. Out: a `Report`, and the predictions as JSON lines in the output folder. A worker that
 crashes, hangs or answers nonsense becomes a row `failed: reason` and the sweep goes on; an interruption ends it with
-the rows so far.
+the rows so far. Answers are on disk as they come, so another sweep into the same folder does not ask those items again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from edgevlm.bench.accuracy import compare, score, score_types
+from edgevlm.atomic import write_text
+from edgevlm.bench.accuracy.result import accuracy_of
 from edgevlm.bench.baseline import Reference
 from edgevlm.bench.definitions import DEFINITIONS, ENERGY_DEFINITIONS
 from edgevlm.bench.energy import Metering
 from edgevlm.bench.environment import environment, now
-from edgevlm.bench.job import AccuracyPlan, Prediction
+from edgevlm.bench.job import Prediction
+from edgevlm.bench.journal import Journal, read_journal, to_text
 from edgevlm.bench.latency import flags, summarise_latency
 from edgevlm.bench.measured import Measured, run_worker
 from edgevlm.bench.pace import Pace
 from edgevlm.bench.plan import Work, plan
-from edgevlm.bench.predictions import cache_file, read_jsonl, store
-from edgevlm.bench.report import SCHEMA_VERSION, Accuracy, Environment, Report, Row, Settings
+from edgevlm.bench.predictions import PREDICTIONS, cache_file, file_name
+from edgevlm.bench.report import SCHEMA_VERSION, Environment, Report, Row, Settings
 from edgevlm.bench.rows import describe
-from edgevlm.bench.tasks import find_task
 from edgevlm.bench.worker import TARGET
 from edgevlm.bundle import Bundle
 from edgevlm.targets.sensors.log import SensorLog
 
 Progress: TypeAlias = Callable[[float, float, str], None]
-PREDICTIONS = "predictions"
 
 
 def sweep(
@@ -112,14 +114,17 @@ def measure_row(
         out: folder of the report, for the predictions.
         metering: the sweep's sensors; None measures no energy and no heat.
     """
-    cached = _cache(work, environment)
-    known = read_jsonl(cached, settings.items) if cached is not None else None
-    if known is None:
+    key = answers_key(work, environment)
+    cached = _cache(work, key)
+    known = read_journal(cached, key) if cached is not None else None
+    journal = None
+    if known is not None and work.job.accuracy is not None and known.asked == work.job.accuracy.n:
+        measured = Measured(stage="accuracy", answers=known)
+    else:
+        journal = out / PREDICTIONS / f"{file_name(work.name)}.journal"
         if metering is not None:
             metering.begin()
-        measured = run_worker(work.job, worker, settings.silence_s, pace)
-    else:
-        measured = Measured(stage="accuracy", predictions=known)
+        measured = _run(work, worker, settings, pace, journal, key)
     timed = measured.stage == "accuracy" or not measured.failure
     latency = summarise_latency(measured.samples, measured.other_cpu_share) if timed else None
     row = row.model_copy(
@@ -139,58 +144,42 @@ def measure_row(
         row = row.model_copy(update={"energy": seen.energy, "heat": seen.heat, "flags": [*row.flags, *seen.flags]})
     if measured.failure or work.job.accuracy is None:
         return row
-    answers[work.name] = measured.predictions
-    if cached is not None and known is None:
-        store(cached, measured.predictions)
-    accuracy = _accuracy(work, work.job.accuracy, settings, measured, answers, out)
+    answers[work.name] = measured.answers.predictions
+    if journal is not None:
+        journal.unlink(missing_ok=True)
+        if cached is not None:
+            write_text(cached, to_text(measured.answers, key))
+    accuracy = accuracy_of(work, measured.answers, settings, answers, out)
     return row.model_copy(update={"accuracy": accuracy})
 
 
-def _accuracy(
-    work: Work,
-    asked: AccuracyPlan,
-    settings: Settings,
-    measured: Measured,
-    answers: dict[str, list[Prediction]],
-    out: Path,
-) -> Accuracy:
-    """Score the answers, pair them with the baseline's, and write them beside the report."""
-    task = find_task(asked.task)
-    baseline = answers.get(work.baseline, [])
-    reason = work.reason
-    if work.baseline and not baseline:
-        reason = f"{work.baseline} failed"
-    file = out / PREDICTIONS / f"{file_name(work.name)}.jsonl"
-    return Accuracy(
-        task=asked.task,
-        scorer=task.scorer,
-        n=len(measured.predictions),
-        images=len({prediction.image_id for prediction in measured.predictions}),
-        overall=score(measured.predictions),
-        control=score(measured.control) if measured.control else None,
-        types=score_types(task, measured.predictions, baseline, measured.control),
-        paired=compare(measured.predictions, baseline, work.baseline, settings.margin, settings.seed)
-        if baseline
-        else None,
-        unpaired_reason=reason,
-        predictions_file=file.relative_to(out).as_posix(),
-        predictions_sha256=store(file, measured.predictions),
-    )
+def _run(work: Work, worker: str, settings: Settings, pace: Pace, path: Path, key: str) -> Measured:
+    """Run the worker; what it answers is on disk at once, and what is there already is not asked again."""
+    if work.job.accuracy is None:
+        return run_worker(work.job, worker, settings.silence_s, pace)
+    journal = Journal(path, key)
+    try:
+        return run_worker(work.job, worker, settings.silence_s, pace, journal)
+    finally:
+        journal.close()
 
 
-def _cache(work: Work, environment: Environment) -> Path | None:
+def answers_key(work: Work, environment: Environment) -> str:
+    """A hash over all that answers depend on: the weights, the items, the engines and the code."""
+    source = work.source
+    if isinstance(source, Reference):
+        content = [source.content]
+    else:
+        content = [f"{entry.path} {entry.sha256}" for entry in source.manifest.artifacts]
+    asked = work.job.model_dump(mode="json", exclude={"path", "beside", "latency"})
+    versions = [environment.edgevlm, environment.git_commit or "", environment.cpu_model]
+    packages = [f"{name} {version}" for name, version in sorted(environment.packages.items())]
+    lines = [*content, json.dumps(asked, sort_keys=True), *versions, *packages]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _cache(work: Work, key: str) -> Path | None:
     """Where the answers of an uncompressed model are kept; None for a bundle, whose speed is wanted too."""
     if not isinstance(work.source, Reference) or work.job.accuracy is None or work.job.accuracy.control:
         return None
-    versions = [
-        environment.edgevlm,
-        environment.git_commit or "",
-        environment.packages.get("torch", ""),
-        environment.cpu_model,
-    ]
-    return cache_file(work.source.content, work.job.accuracy, versions)
-
-
-def file_name(name: str) -> str:
-    """`name` as a plain file name."""
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in name).lstrip(".") or "row"
+    return cache_file(key)

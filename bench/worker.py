@@ -9,11 +9,11 @@ import os
 import time
 from collections.abc import Callable
 
-from edgevlm.bench.accuracy import answer_items
-from edgevlm.bench.job import Answered, Hello, Job, Loaded, Message, Phase, Prediction, Sampled
+from edgevlm.bench.accuracy.asking import answer_items
+from edgevlm.bench.job import Answered, Hello, Job, Loaded, Message, Missed, Phase, Prediction, Sampled
 from edgevlm.bench.latency import measure, measure_by_turns
 from edgevlm.bench.opened import open_subject
-from edgevlm.bench.report import Sample
+from edgevlm.bench.report import Sample, SkippedItem
 from edgevlm.bench.subject import Subject
 from edgevlm.child import Json, Send, run_child
 
@@ -53,8 +53,11 @@ def work(send: Send, job: Job, open_: Callable[[Job], Subject]) -> None:
         at_s = time.monotonic() - origin_s - sample.wall_ms / 1000
         tell(Sampled(phase=phase, sample=sample.model_copy(update={"at_s": at_s}), beside=beside))
 
-    def answered(control: bool, prediction: Prediction) -> None:
-        tell(Answered(control=control, prediction=prediction))
+    def answered(control: bool, item: Prediction | SkippedItem) -> None:
+        if isinstance(item, Prediction):
+            tell(Answered(control=control, prediction=item))
+        else:
+            tell(Missed(control=control, item=item))
 
     origin_s = time.monotonic()
     tell(Hello(pid=os.getpid(), clock_s=origin_s))
@@ -68,4 +71,4 @@ def work(send: Send, job: Job, open_: Callable[[Job], Subject]) -> None:
     elif job.latency is not None:
         measure(subject, job.latency, sampled)
     if job.accuracy is not None:
-        answer_items(subject, job.accuracy, answered)
+        answer_items(subject, job.accuracy, answered, job.asked, job.asked_control)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgevlm.atomic import write_text
 from edgevlm.bench import render_study, render_study_markdown
+from edgevlm.bench.predictions import PREDICTIONS
 from edgevlm.bench.render_html import render_html
 from edgevlm.bench.render_markdown import render_markdown
 from edgevlm.bench.report import Report
@@ -25,6 +26,12 @@ def claim(out: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"cannot write here: {error.strerror}", str(out), "choose another folder for -o") from error
+
+
+def forget(out: Path) -> None:
+    """Remove the answers that an earlier sweep into `out` left behind when it was stopped."""
+    for journal in (out / PREDICTIONS).glob("*.journal"):
+        journal.unlink()
 
 
 def write_report(report: Report, out: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgevlm.errors import InputError
 from edgevlm.sampling import SamplingOptions
@@ -22,6 +25,7 @@ class GenerationArguments(TypedDict, total=False):
     stop: tuple[str, ...] | list[str]
     reuse: bool
     ignore_eos: bool
+    keep_logits: bool
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class GenerationOptions:
         stop: strings that end the answer; they are not part of it.
         reuse: take image embeddings and the front of the prompt from the caches where these hold them.
         ignore_eos: go on past the model's stop tokens up to `max_tokens`, for timing answers of equal length.
+        keep_logits: keep those of the first token in the answer, for comparing models.
 
     Raises:
         InputError: a value is out of range.
@@ -50,6 +55,7 @@ class GenerationOptions:
     stop: tuple[str, ...] | list[str] = ()
     reuse: bool = True
     ignore_eos: bool = False
+    keep_logits: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -117,12 +123,14 @@ class Answer:
         token_ids: as sampled, the stop token left out.
         finish_reason: `stop` (stop token or string) or `length` (max_tokens, or the context is full).
         stats: times and counts.
+        first_logits: float32 `[V]`, of the first token, if they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stats: AnswerStats
+    first_logits: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.text

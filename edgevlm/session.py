@@ -281,6 +281,7 @@ class Session:
             fused = time.perf_counter() if self._fuser is not None else seen
             logits, reused = self._prefill(given, reuse=options.reuse)
             prefilled = time.perf_counter()
+            first_logits = logits.copy() if options.keep_logits else None
 
             prompt = self.spec.prompt
             if prompt.stop_strings and not options.ignore_eos:
@@ -310,7 +311,7 @@ class Session:
             )
             rest = self.tokenizer.encode_plain(done.rest) if done.rest else []
             said = [*done.token_ids[: done.kept], *rest]
-            return Answer(done.text, done.token_ids, done.finish_reason, stats), [*parts, *said]
+            return Answer(done.text, done.token_ids, done.finish_reason, stats, first_logits), [*parts, *said]
         finally:
             self._busy.release()
 

@@ -1,5 +1,6 @@
 """Workers whose model is a fake: right or wrong at will, and able to crash, hang or answer nonsense."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -11,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.bench.accuracy.items import Skipped
 from edgevlm.bench.job import Job
 from edgevlm.bench.report import Engine
-from edgevlm.bench.subject import Reply
+from edgevlm.bench.subject import Reply, Shown
 from edgevlm.bench.tasks import find_task
 from edgevlm.bench.worker import work
 from edgevlm.child import Json, Send
-from edgevlm.errors import EngineError
+from edgevlm.errors import EngineError, InputError
 
 
 class FakeModel:
@@ -28,13 +30,17 @@ class FakeModel:
         self._answers: dict[tuple[bytes, str], str] = {}
         if job.accuracy is not None:
             plan = job.accuracy
-            for index, item in enumerate(find_task(plan.task).items(plan.split, plan.n, plan.seed), 1):
+            task = find_task(plan.task, plan.data, plan.images, plan.scorer, plan.template)
+            for index, item in enumerate(task.items(plan.split, plan.n, plan.seed), 1):
+                if isinstance(item, Skipped):
+                    continue
                 wrong = wrong_every and index % wrong_every == 0
-                self._answers[_key(item.image), item.question] = "nothing" if wrong else f" {item.answer.upper()}. "
+                with contextlib.suppress(InputError):
+                    self._answers[_key(item.image), item.question] = "nothing" if wrong else f" {item.answer.upper()}. "
 
-    def answer(
-        self, image: bytes | NDArray[np.uint8], prompt: str, *, max_tokens: int, to_the_end: bool, reuse: bool
-    ) -> Reply:
+    def answer(self, image: Shown, prompt: str, *, max_tokens: int, to_the_end: bool, reuse: bool) -> Reply:
+        if isinstance(image, list):
+            raise InputError("the model takes one image", "image", "")
         if isinstance(image, bytes):
             digest = hashlib.sha256(image + prompt.encode()).digest()
             jitter = digest[0] / 256
@@ -71,9 +77,7 @@ class Broken(FakeModel):
         self._fault = fault
         self._left = healthy
 
-    def answer(
-        self, image: bytes | NDArray[np.uint8], prompt: str, *, max_tokens: int, to_the_end: bool, reuse: bool
-    ) -> Reply:
+    def answer(self, image: Shown, prompt: str, *, max_tokens: int, to_the_end: bool, reuse: bool) -> Reply:
         reply = super().answer(image, prompt, max_tokens=max_tokens, to_the_end=to_the_end, reuse=reuse)
         self._left -= 1
         return reply if self._left >= 0 else self._fault(reply)

@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("feature_rows", "stream", "runtimes.base", "runtimes.positions"),
     ("question", "tile_tokens"),
     ("assembly", "models", "zoo.scenes"),
-    ("reference",),
+    ("reference", "zoo.digit_pages"),
     ("calibration",),
     ("passes",),
     ("quant", "pruning", "runtimes"),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgevlm.bench.accuracy import compare
+from edgevlm.bench.accuracy.scoring import compare
 from edgevlm.bench.baseline import find_reference
 from edgevlm.bench.definitions import study_definitions
 from edgevlm.bench.environment import environment, now

@@ -8,7 +8,6 @@ from typing import get_args
 
 import click
 
-from edgevlm.bench.tasks import TASKS
 from edgevlm.bundle import open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.progress import show_progress
@@ -22,11 +21,20 @@ _NOT_NEGATIVE = click.IntRange(min=0)
 @click.command(name="bench")
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the report.")
-@click.option("--tasks", "task", type=click.Choice(list(TASKS)), help="Accuracy task.  [default: none]")
-@click.option("-n", "--items", type=_POSITIVE, default=500, show_default=True, help="Items of the accuracy task.")
-@click.option("--split", default="test", show_default=True, help="Split of the accuracy task.")
+@click.option(
+    "--tasks",
+    "task",
+    metavar="TASK[:FOLDER]",
+    help="Accuracy task: scenes, digits, or a data set and the folder of its files.  [default: none]",
+)
+@click.option("-n", "--items", type=_POSITIVE, help="Items of the accuracy task.  [default: all; 500 of scenes]")
+@click.option("--split", default="", help="Split of the accuracy task.  [default: its usual one]")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of the data set's pictures, if another one.")
+@click.option("--scorer", default="", help="Rule of `edgevlm data list`.  [default: its usual one]")
+@click.option("--template", default="", help="Wording of prompts there.  [default: its usual one]")
 @click.option("--baseline", help="Bundle or model to compare with.  [default: what each bundle was made from]")
 @click.option("--margin", type=click.FloatRange(0, 100), default=2.0, show_default=True, help="Harmless loss, points.")
+@click.option("--gate", metavar="accuracy_drop<=POINTS", help="Fail unless every bundle surely loses less than that.")
 @click.option("--control", is_flag=True, help="Ask the items once more with grey noise for images.")
 @click.option("--iterations", type=_POSITIVE, default=10, show_default=True, help="Timed answers at least.")
 @click.option("--min-time", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds timed at least.")
@@ -45,15 +53,25 @@ _NOT_NEGATIVE = click.IntRange(min=0)
 @click.option(
     "--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="Seconds of silence allowed."
 )
+@click.option(
+    "--resume/--restart",
+    default=True,
+    show_default=True,
+    help="Keep the answers of a run into OUT that was stopped, or ask again.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the summary.")
 def command(
     bundles: tuple[Path, ...],
     out: Path,
     task: str | None,
-    items: int,
+    items: int | None,
     split: str,
+    images: Path | None,
+    scorer: str,
+    template: str,
     baseline: str | None,
     margin: float,
+    gate: str | None,
     control: bool,
     iterations: int,
     min_time: float,
@@ -68,19 +86,24 @@ def command(
     kv_cache: KvCache,
     seed: int,
     timeout: float,
+    resume: bool,
     as_json: bool,
 ) -> None:
     """Measure speed, memory and accuracy of each BUNDLE and write report.html, report.md and report.json to OUT.
 
     Each bundle runs in a process of its own; one that fails becomes a row of the report, and the rest goes on.
     """
+    from edgevlm.bench.gate import broken, drop_of
     from edgevlm.bench.render_console import print_report
     from edgevlm.bench.report import Settings
     from edgevlm.bench.sweep import sweep
-    from edgevlm.bench.write import claim, write_report
+    from edgevlm.bench.write import claim, forget, write_report
     from edgevlm.targets.sensors.log import SensorLog
 
     width, height = size(image_size)
+    task, _, data = (task or "").partition(":")
+    if gate is not None:
+        margin = drop_of(gate)
     settings = Settings(
         command_line=["edgevlm", *sys.argv[1:]],
         iterations=iterations,
@@ -91,8 +114,12 @@ def command(
         image_width=width,
         image_height=height,
         seed=seed,
-        task=task,
-        items=items,
+        task=task or None,
+        data=data,
+        images="" if images is None else str(images),
+        scorer=scorer,
+        template=template,
+        items=items or 0,
         split=split,
         control=control,
         margin=margin / 100,
@@ -105,6 +132,8 @@ def command(
     )
     opened = [open_bundle(path) for path in bundles]
     claim(out)
+    if not resume:
+        forget(out)
     with show_progress("bench") as progress, SensorLog() as sensors:
         report = sweep(opened, settings, out, baseline=baseline, progress=progress, sensors=sensors)
     write_report(report, out)
@@ -122,6 +151,8 @@ def command(
             str(out / "report.html"),
             "the reasons stand in the report",
         )
+    if gate is not None and (problems := broken(report)):
+        raise EdgeVLMError(f"the gate {gate} does not hold: {'; '.join(problems)}", str(out / "report.html"), "")
 
 
 def size(text: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import get_args
 
 import click
 
-from edgevlm.bench.tasks import TASKS
+from edgevlm.bench.tasks import GENERATED
 from edgevlm.errors import EdgeVLMError
 from edgevlm.progress import show_progress
 from edgevlm.recipe import PassEntry, Precision, Recipe, VisionPrecision
@@ -43,7 +43,7 @@ def command() -> None:
     help="Tokens to keep, in percent of the unpruned model's. 100 is that model, which is always measured.",
 )
 @click.option(
-    "--tasks", "task", type=click.Choice(list(TASKS)), default="scenes", show_default=True, help="Accuracy task."
+    "--tasks", "task", type=click.Choice(list(GENERATED)), default="scenes", show_default=True, help="Accuracy task."
 )
 @click.option("-n", "--items", type=_POSITIVE, default=500, show_default=True, help="Items of the accuracy task.")
 @click.option("--split", default="test", show_default=True, help="Split of the accuracy task.")

@@ -5,11 +5,13 @@ import pytest
 from bench_fakes import FakeModel
 from numpy.typing import NDArray
 
-from edgevlm.bench.accuracy import answer_items, compare, verdict
+from edgevlm.bench.accuracy.asking import answer_items
+from edgevlm.bench.accuracy.scorers.text import exact_match
+from edgevlm.bench.accuracy.scoring import compare, verdict
 from edgevlm.bench.images import grey_noise, photo_like
 from edgevlm.bench.job import AccuracyPlan, Job, Prediction
 from edgevlm.bench.pairs import Interval
-from edgevlm.bench.tasks import exact_match
+from edgevlm.bench.report import SkippedItem
 from edgevlm.errors import EdgeVLMError
 from edgevlm.imageio import load_image
 
@@ -45,10 +47,11 @@ def test_anything_else_is_wrong(said: str) -> None:
 
 def test_control_asks_the_same_questions_of_noise() -> None:
     model = FakeModel(Job(kind="bundle", path="x", accuracy=PLAN))
-    seen: list[tuple[bool, Prediction]] = []
+    seen: list[tuple[bool, Prediction | SkippedItem]] = []
     answer_items(model, PLAN, lambda *answered: seen.append(answered))
-    real = [p for control, p in seen if not control]
-    noise = [p for control, p in seen if control]
+    real = [p for control, p in seen if not control and isinstance(p, Prediction)]
+    noise = [p for control, p in seen if control and isinstance(p, Prediction)]
+    assert len(real) == len(noise) == PLAN.n
     assert [p.question for p in real] == [p.question for p in noise]
     assert all(p.correct for p in real)
     assert not any(p.correct for p in noise)

@@ -17,7 +17,7 @@ def test_command_hashes_and_engines_are_stated(swept: tuple[Report, object]) -> 
             assert stated[f"{row.name}: predictions"] == f"sha256 {row.accuracy.predictions_sha256}"
         if row.vision_engine is not None:
             assert stated[f"{row.name}: vision engine"] == "fake 1.0 (kind vision)"
-    assert stated["Accuracy plan"] == "scenes, split test, 30 items, greedy decoding"
+    assert stated["Accuracy plan"].startswith("scenes, split test, 30 items, scorer exact")
 
 
 def test_what_the_system_does_not_tell_is_called_unknown(swept: tuple[Report, object]) -> None:

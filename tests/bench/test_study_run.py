@@ -14,7 +14,7 @@ import pytest
 import study_fakes
 
 from edgevlm.bench import sweep
-from edgevlm.bench.accuracy import compare
+from edgevlm.bench.accuracy.scoring import compare
 from edgevlm.bench.job import Job
 from edgevlm.bench.measured import Measured, run_worker
 from edgevlm.bench.predictions import read_jsonl
