@@ -1,4 +1,4 @@
-"""What `edgevlm doctor` examines: the system, each runtime, memory and disk.
+"""What `edgevlm doctor` examines: the system, each runtime, memory, disk and sensors.
 
 Out: a list of checks, each with a state, a detail and, where something is wrong, what to do. Every runtime is loaded
 and tried in a child process, so that one that crashes is a line here and nothing worse.
@@ -21,6 +21,7 @@ import psutil
 from edgevlm.child import ChildError, Json, Send, run_child
 from edgevlm.errors import EdgeVLMError
 from edgevlm.targets.isa import cpu_features
+from edgevlm.targets.sensors.log import SensorLog
 
 State = Literal["ok", "absent", "warning", "broken"]
 
@@ -52,7 +53,7 @@ def examine() -> list[Check]:
     if all(check.state == "absent" for check in runtimes):
         hint = "pip install 'edgevlm[onnx]' or 'edgevlm[gguf]'"
         runtimes.append(Check("runtimes", "broken", "none is installed: no bundle can run", hint))
-    return [_python(), _cpu(), _memory(), _disk(), *runtimes, _compiler()]
+    return [_python(), _cpu(), _memory(), _disk(), *runtimes, _sensors(Path("/")), _compiler()]
 
 
 def _python() -> Check:
@@ -153,6 +154,20 @@ def _where_it_breaks(target: str) -> str:
         return ""
     amx = " (AMX)" if "amx_int8" in cpu_features() else ""
     return f", in its fast kernels{amx}; the plain ones work"
+
+
+def _sensors(root: Path) -> Check:
+    """Power, heat and clocks under `root`: what can be read, and why the rest cannot."""
+    with SensorLog(root) as log:
+        found = log.found
+    read = [str(each) for each in found if each.about is not None]
+    refused = [each for each in found if each.state in ("forbidden", "broken")]
+    absent = [each.name for each in found if each.state == "absent"]
+    parts = [*read, *map(str, refused), *([f"no {', '.join(absent)} here"] if absent else [])]
+    if refused:
+        return Check("sensors", "warning", "; ".join(parts), next((each.hint for each in refused if each.hint), ""))
+    power = any(each.about is not None and each.about.rails for each in found)
+    return Check("sensors", "ok" if power else "absent", "; ".join(parts))
 
 
 def _compiler() -> Check:

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner, Result
+from sensor_trees import orin_nano, write, x86
 
 import edgevlm.doctor
 from edgevlm.cli.doctor import command
@@ -102,6 +103,19 @@ def test_little_memory_and_disk_are_warnings(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("shutil.disk_usage", lambda _place: type("Usage", (), {"free": 100 << 20}))
     found = checks(monkeypatch)
     assert (found["memory"].state, found["disk"].state) == ("warning", "warning")
+
+
+def test_sensors_are_named_and_so_is_why_others_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = edgevlm.doctor._sensors(orin_nano(tmp_path / "board"))
+    assert check.state == "ok"
+    assert "ina3221: the whole module (VDD_IN)" in check.detail
+    assert "rapl" in check.detail.partition("no ")[2]
+    assert edgevlm.doctor._sensors(tmp_path / "nothing").state == "absent"
+    broken = write(x86(tmp_path / "pc"), {"sys/class/powercap/intel-rapl:0/energy_uj": "?"})
+    check = edgevlm.doctor._sensors(broken)
+    assert check.state == "warning"
+    assert "rapl broken (energy_uj holds '?' instead of a number)" in check.detail
 
 
 def test_openvino_telemetry_that_is_on_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
