@@ -14,6 +14,7 @@ import psutil
 
 from edgevlm._version import __version__
 from edgevlm.bench.report import Environment
+from edgevlm.targets.sensors.power_mode import power_mode
 
 _PACKAGES = (
     "numpy",
@@ -75,6 +76,7 @@ def environment(started: str) -> Environment:
         logical_cores=psutil.cpu_count(),
         usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        power_mode=power_mode(),
         memory_bytes=psutil.virtual_memory().total,
         load_average=[round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
     )

@@ -348,6 +348,7 @@ class Environment(Part):
     logical_cores: int | None
     usable_cores: int | None = Field(description="cores this process may run on")
     governor: str | None
+    power_mode: str | None = Field(default=None, description="of a Jetson: nvpmodel's name and number")
     memory_bytes: int
     load_average: list[float] | None = Field(description="1, 5 and 15 minutes, before the first bundle")
 

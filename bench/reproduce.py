@@ -45,6 +45,8 @@ def setting(report: Report) -> list[tuple[str, str]]:
         ),
         ("Seed", str(asked.seed)),
     ]
+    if machine.power_mode is not None:
+        pairs.append(("Power mode", machine.power_mode))
     if report.sensors:
         read = [f"{each.name}: {each.detail}" for each in report.sensors if each.state == "ok"]
         rest = [f"{each.name} {each.state}" for each in report.sensors if each.state != "ok"]

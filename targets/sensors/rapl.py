@@ -62,7 +62,7 @@ class Rapl:
         total = tuple(name for name in rails if "/dram" in name or (name.startswith("package-") and "/" not in name))
         memory = " and memory" if any("/dram" in name for name in total) else ""
         said = f"the processor{memory}, without the rest of the board" if total else "single rails of the processor"
-        self.about = About("rapl", said, rails, total, 0.05)
+        self.about = About("rapl", said, rails, total, 0.1)
 
     def sample(self) -> Reading:
         """Joules that every counter has counted."""

@@ -19,6 +19,7 @@ from edgevlm.bench.render_console import print_report
 from edgevlm.bench.render_html import render_html
 from edgevlm.bench.render_markdown import render_markdown
 from edgevlm.bench.report import Report, Row, Sample, report_schema
+from edgevlm.bench.reproduce import facts
 from edgevlm.bench.sweep import sweep
 from edgevlm.bench.timeline import timeline
 from edgevlm.targets.sensors.base import About, Reading
@@ -245,6 +246,14 @@ def test_metered_report_fits_the_schema_and_names_its_sensors(boards: Report) ->
     assert states["ina3221"] == ("ok", True)
     assert states["linux"] == ("ok", False)
     assert states["rapl"] == ("absent", False)
+
+
+def test_power_mode_and_sensors_stand_among_the_facts(boards: Report) -> None:
+    machine = boards.environment.model_copy(update={"power_mode": "25W (1)"})
+    told = dict(facts(boards.model_copy(update={"environment": machine})))
+    assert told["Power mode"] == "25W (1)"
+    assert told["Sensors"].startswith("ina3221: the whole module (VDD_IN); linux: temperatures and clocks; ")
+    assert "rapl absent" in told["Sensors"]
 
 
 def rendered(report: Report) -> tuple[str, str, str]:
