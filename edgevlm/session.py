@@ -56,6 +56,7 @@ from edgevlm.runtimes.base import (
     VisionEngine,
 )
 from edgevlm.runtimes.checks import check_fits
+from edgevlm.runtimes.device import parse_device
 from edgevlm.runtimes.select import open_decoder, open_fusion, open_vision
 from edgevlm.seeing import ImageReader, open_questions
 from edgevlm.spec import ModelSpec
@@ -77,17 +78,19 @@ def load(
     threads: int = 0,
     context_length: int = 0,
     kv_cache: KvCache = "auto",
+    device: str = "auto",
     verify: bool = False,
 ) -> Session:
     """Open a bundle and load its engines.
 
     Args:
         path: the bundle's folder.
-        vision_engine: `onnxruntime`, `openvino`, or `auto`, the fastest here.
-        decoder_engine: `onnxruntime`, `llama_cpp`, or `auto`.
+        vision_engine: `tensorrt`, `onnxruntime`, `openvino`, or `auto`, the fastest here.
+        decoder_engine: `tensorrt`, `onnxruntime`, `llama_cpp`, or `auto`.
         threads: CPU threads; 0 uses all physical cores.
         context_length: positions of the key/value cache; 0 takes min(model maximum, 4096).
         kv_cache: with llama.cpp, `f16` (`auto`), `q8_0` or `q4_0`: half and about a quarter of the memory.
+        device: `cpu`, `cuda:0`, `tensorrt:0` (ONNX Runtime's TensorRT provider), or `auto`, which each engine decides.
         verify: also compare every file's SHA-256.
 
     Raises:
@@ -102,7 +105,7 @@ def load(
         raise InputError(f"there is no way {kv_cache!r} to store keys and values", "kv_cache", f"one of: {known}")
     bundle = open_bundle(path, verify=verify)
     tokenizer = Tokenizer(bundle.artifact("tokenizer", "tokenizer.json"))
-    options = EngineOptions(threads, context_length, kv_cache=kv_cache)
+    options = EngineOptions(threads, context_length, kv_cache=kv_cache, device=parse_device(device))
     with contextlib.ExitStack() as opened:
         vision = open_vision(bundle, vision_engine, options)
         opened.callback(vision.close)

@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.runtimes.device import AUTO, Device
+
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
@@ -36,12 +38,14 @@ class EngineOptions:
         low_memory: the vision engine of ONNX Runtime leaves half-precision weights as they are and widens them in each
             run, which is slower; otherwise it keeps them in float32, twice as large. Other engines decide themselves.
         kv_cache: how keys and values are stored, where the engine can choose; `auto` is its usual way.
+        device: what the engine computes on; `auto` takes what the runtime is best on here.
     """
 
     threads: int = 0
     context_length: int = 0
     low_memory: bool = False
     kv_cache: KvCache = "auto"
+    device: Device = AUTO
 
 
 @dataclass(frozen=True)

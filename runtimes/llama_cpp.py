@@ -19,6 +19,7 @@ from edgevlm.errors import EngineError, InputError
 from edgevlm.heap import huge_pages
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, KvCache, Segment
 from edgevlm.runtimes.checks import check_fits, context_length, thread_count
+from edgevlm.runtimes.device import Device
 from edgevlm.runtimes.llama_embedding import TokenEmbedding
 from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import DecoderSpec
@@ -75,11 +76,12 @@ class LlamaCppDecoder:
     Args:
         path: the GGUF.
         spec: what the bundle says of the decoder; the file must agree.
-        options: threads, context length and the type of the cache, which is f16 by default.
+        options: threads, context length, device, and the type of the cache, which is f16 by default.
 
     Raises:
         EngineError: llama.cpp cannot load the file, or its sizes differ from the spec.
-        InputError: the context asked for is longer than the model's, or its heads do not fit the cache.
+        InputError: the context asked for is longer than the model's, its heads do not fit the cache, or this build has
+            no such device.
     """
 
     def __init__(self, path: Path, spec: DecoderSpec, options: EngineOptions | None = None) -> None:
@@ -101,6 +103,7 @@ class LlamaCppDecoder:
         self._rotary = RotaryPositions(self.context_length) if spec.rope_sections else None
         self._model = self._context = None
         self._library = library = load_library()
+        self._device, self._gpu_layers = options.device, gpu_layers(library, options.device)
         _last_errors.clear()
         self._embedding = TokenEmbedding(path, spec.vocab_size, spec.hidden_size)
         try:
@@ -125,6 +128,7 @@ class LlamaCppDecoder:
         parameters = library.llama_model_default_params()
         # Most weights are copied into another layout on loading; a mapped file would stay resident beside the copy.
         parameters.load_mode = library.LLAMA_LOAD_MODE_NONE
+        parameters.n_gpu_layers, parameters.main_gpu = self._gpu_layers, self._device.index
         with huge_pages():
             self._model = library.llama_model_load_from_file(self._path.encode(), parameters)
         if not self._model:
@@ -206,6 +210,7 @@ class LlamaCppDecoder:
         details = {
             "model": description.value.decode("utf-8", "replace"),
             "threads": str(self._threads),
+            "gpu_layers": "all" if self._gpu_layers else "none",
             "n_batch": str(self._batch_size),
             "cache": f"{self._cache}, {self.cache_bytes / 1e6:.1f} MB",
             "system": build_flags(library),
@@ -279,6 +284,21 @@ class LlamaCppDecoder:
             self._logits_address = address
             self._logits = np.ctypeslib.as_array(pointer, (self.vocab_size,))
         return self._logits
+
+
+def gpu_layers(library: Any, device: Device) -> int:
+    """How many layers go to the GPU: all (-1) where this build has one, unless the CPU was asked for.
+
+    Raises:
+        InputError: a GPU was asked for, and this build has none.
+    """
+    offloads = bool(library.llama_supports_gpu_offload())
+    if device.kind == "tensorrt" or (device.kind == "cuda" and not offloads):
+        raise device.refused(
+            f"this build of llama.cpp computes on {build_flags(library).partition(':')[0] or 'the CPU'} alone",
+            "build it with CUDA (docs/run.md), or take --device cpu",
+        )
+    return -1 if offloads and device.kind != "cpu" else 0
 
 
 def build_flags(library: Any) -> str:

@@ -1,8 +1,10 @@
-"""ONNX Runtime engines on the CPU: a vision engine and a decoder engine.
+"""ONNX Runtime engines: for vision, for text, for a fusion, and for the decoder.
 
 In: the graphs of an ONNX bundle, with the input and output names of the transformers.js layout. Out: the engine
 protocols of `runtimes.base`. The decoder keeps its keys and values in buffers of the whole context length, bound to
 past and present at once, so that GroupQueryAttention appends in place and nothing is copied or allocated per token.
+They stay in the host's memory on GPUs, too: there ONNX Runtime has this operator in half precision only, and runs it,
+in float32, on the CPU. What is small (text, fusion, the lookup of tokens) always runs on the CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from edgevlm.runtimes.checks import (
     engine_errors,
     thread_count,
 )
+from edgevlm.runtimes.device import Device
 from edgevlm.runtimes.dropped import DroppedPlaces
+from edgevlm.runtimes.ort_session import CUDA, bind_input, bind_output, open_session, session_stats
 from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import ModelSpec, PatchesSpec, TextTowerSpec
 
@@ -50,7 +54,9 @@ class OnnxRuntimeVision:
         self._threads = thread_count(options.threads)
         # Between images the cores belong to the decoder: the pool stops spinning as soon as a run ends.
         config = {"session.force_spinning_stop": "1"}
-        self._session = _open_session(path, self._threads, config, low_memory=options.low_memory)
+        self._session = open_session(
+            path, self._threads, config, options.device, low_memory=options.low_memory, auto=CUDA
+        )
         self._input = self._session.get_inputs()[0]
         self._patches = spec.preprocess.patches
         self._dtype = _DTYPES[self._input.type]
@@ -108,7 +114,7 @@ class OnnxRuntimeVision:
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""
-        return _stats(self._threads)
+        return session_stats(self._session, self._threads)
 
     def close(self) -> None:
         """Free the session."""
@@ -125,7 +131,9 @@ class OnnxRuntimeText:
         Raises:
             EngineError: ONNX Runtime refuses the graph.
         """
-        self._session = _open_session(path, thread_count(options.threads), {"session.force_spinning_stop": "1"})
+        self._session = open_session(
+            path, thread_count(options.threads), {"session.force_spinning_stop": "1"}, Device("cpu")
+        )
         self._size = spec.projection_size
 
     def encode(self, ids: Int32) -> Float32:
@@ -157,7 +165,7 @@ class OnnxRuntimeFusion:
         """
         assert spec.fusion is not None
         self._threads = thread_count(options.threads)
-        self._session = _open_session(path, self._threads, {"session.force_spinning_stop": "1"})
+        self._session = open_session(path, self._threads, {"session.force_spinning_stop": "1"}, Device("cpu"))
         self._tokens, self._hidden = spec.fusion.image_tokens, spec.decoder.hidden_size
 
     def fuse(self, image: Float32, text: Float32) -> Float32:
@@ -172,7 +180,7 @@ class OnnxRuntimeFusion:
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""
-        return _stats(self._threads)
+        return session_stats(self._session, self._threads)
 
     def close(self) -> None:
         """Free the session."""
@@ -202,8 +210,8 @@ class OnnxRuntimeDecoder:
         self.position = 0
         self._threads = thread_count(options.threads)
         with huge_pages():
-            self._session = _open_session(decoder, self._threads, {})
-        self._embed = _open_session(embed, 1, {})
+            self._session = open_session(decoder, self._threads, {}, options.device)
+        self._embed = open_session(embed, 1, {}, Device("cpu"))
         self._inputs = {item.name: item for item in self._session.get_inputs()}
         self._check_inputs(decoder, spec)
 
@@ -227,11 +235,11 @@ class OnnxRuntimeDecoder:
         self._token = np.zeros((1, 1), np.int64)
         self._embedding = np.empty((1, 1, numbers.hidden_size), _DTYPES[self._inputs["inputs_embeds"].type])
         self._look_up = self._embed.io_binding()
-        _bind_input(self._look_up, "input_ids", self._token)
-        _bind_output(self._look_up, self._embed.get_outputs()[0].name, self._embedding)
+        bind_input(self._look_up, "input_ids", self._token)
+        bind_output(self._look_up, self._embed.get_outputs()[0].name, self._embedding)
         self._step = self._bind(self._embedding)
         if self._rotary is not None:
-            _bind_input(self._step, "position_ids", self._token_position)
+            bind_input(self._step, "position_ids", self._token_position)
 
     def _check_inputs(self, path: Path, spec: ModelSpec) -> None:
         numbers = spec.decoder
@@ -251,12 +259,12 @@ class OnnxRuntimeDecoder:
     def _bind(self, embeddings: NDArray[Any]) -> Any:
         """A binding of everything that stays where it is while tokens `[1, S, H]` are appended."""
         binding = self._session.io_binding()
-        _bind_input(binding, "inputs_embeds", embeddings)
+        bind_input(binding, "inputs_embeds", embeddings)
         for name, buffer in self._cache.items():
-            _bind_input(binding, f"past_key_values.{name}", buffer)
-            _bind_output(binding, f"present.{name}", buffer)
-        _bind_input(binding, "num_logits_to_keep", self._one)
-        _bind_output(binding, "logits", self._logits)
+            bind_input(binding, f"past_key_values.{name}", buffer)
+            bind_output(binding, f"present.{name}", buffer)
+        bind_input(binding, "num_logits_to_keep", self._one)
+        bind_output(binding, "logits", self._logits)
         return binding
 
     def _append(self, binding: Any, length: int, images: NDArray[np.int64], what: str) -> None:
@@ -264,9 +272,9 @@ class OnnxRuntimeDecoder:
         total = self.position + length
         parts = self._dropped.taken(total, len(images))
         for part, taken in enumerate(parts):
-            _bind_input(binding, f"attention_mask.{part}" if part else "attention_mask", self._mask[:, :taken])
+            bind_input(binding, f"attention_mask.{part}" if part else "attention_mask", self._mask[:, :taken])
         if len(parts) > 1:
-            _bind_input(binding, "image_starts", images)
+            bind_input(binding, "image_starts", images)
         with engine_errors(what):
             self._session.run_with_iobinding(binding)
         self._dropped.add(self.position, length, images)
@@ -291,7 +299,7 @@ class OnnxRuntimeDecoder:
         binding = self._bind(embeddings)
         if self._rotary is not None:
             positions = np.ascontiguousarray(self._rotary.append(self.position, segments)[:, None])
-            _bind_input(binding, "position_ids", positions)
+            bind_input(binding, "position_ids", positions)
         for name in self._kept_names:
             binding.bind_output(name, "cpu")
         self._append(binding, length, self._dropped.image_starts(rows), "the decoder failed on the prompt")
@@ -345,54 +353,10 @@ class OnnxRuntimeDecoder:
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""
-        return _stats(self._threads)
+        return session_stats(self._session, self._threads)
 
     def close(self) -> None:
         """Free the sessions and the cache."""
         self._step = self._look_up = self._session = self._embed = None
         self._cache = {}
         trim_heap()
-
-
-def _open_session(path: Path, threads: int, config: dict[str, str], *, low_memory: bool = False) -> Any:
-    """A CPU session with every graph optimisation and without denormals, which slow some CPUs tenfold.
-
-    With `low_memory`, weights stay in their mapped file: they are neither folded behind a cast nor packed. The highest
-    level of optimisation would fold them, too.
-
-    Raises:
-        EngineError: ONNX Runtime refuses the graph.
-    """
-    import onnxruntime
-
-    onnxruntime.disable_telemetry_events()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if low_memory else levels.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    packing = {"session.disable_prepacking": "1"} if low_memory else {}
-    for key, value in {"session.set_denormal_as_zero": "1", **packing, **config}.items():
-        options.add_session_config_entry(key, value)
-    skipped = ["ConstantFolding"] if low_memory else None
-    with engine_errors("ONNX Runtime cannot load this graph", str(path)):
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped
-        )
-
-
-def _bind_input(binding: Any, name: str, array: NDArray[Any]) -> None:
-    """Bind a C-contiguous array, or the front of one, in place; the caller keeps it alive."""
-    binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-
-def _bind_output(binding: Any, name: str, array: NDArray[Any]) -> None:
-    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-
-def _stats(threads: int) -> EngineStats:
-    import onnxruntime
-
-    details = {"provider": "CPUExecutionProvider", "threads": str(threads)}
-    return EngineStats(f"onnxruntime {onnxruntime.__version__}", details)

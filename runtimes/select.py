@@ -8,13 +8,14 @@ engine version.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from edgevlm.errors import EdgeVLMError, EngineError, InputError
 from edgevlm.runtimes import memory
 from edgevlm.runtimes.base import DecoderEngine, EngineOptions, FusionEngine, TextEngine, VisionEngine
 from edgevlm.runtimes.checks import thread_count
+from edgevlm.runtimes.device import AUTO, Device, DeviceKind, parse_device
 from edgevlm.spec import ModelSpec
 
 _TIMEOUT_S = 300.0
@@ -37,26 +39,52 @@ _MIN_COSINE = 0.98
 
 @dataclass(frozen=True)
 class _Choice:
-    """An engine: the package it needs, the extra that installs it, and the ending of the artefact it reads."""
+    """An engine.
 
-    package: str
-    module: str
+    Attributes:
+        modules: module -> packages that have it; one of them is needed.
+        extra: what installs it.
+        suffix: ending of the artefact that it reads.
+        devices: that it may compute on.
+    """
+
+    modules: dict[str, tuple[str, ...]]
     extra: str
     suffix: str
+    devices: tuple[DeviceKind, ...]
+
+    @property
+    def _found(self) -> list[str]:
+        return [module for module in self.modules if importlib.util.find_spec(module) is not None]
 
     @property
     def installed(self) -> bool:
-        return importlib.util.find_spec(self.module) is not None
+        return bool(self._found)
 
     @property
     def version(self) -> str:
-        return importlib.metadata.version(self.package)
+        """Packages that are installed, with their versions."""
+        versions = []
+        for package in (package for module in self._found for package in self.modules[module]):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions.append(f"{package} {importlib.metadata.version(package)}")
+        return ", ".join(versions)
 
 
-_ONNXRUNTIME = _Choice("onnxruntime", "onnxruntime", "onnx", ".onnx")
-VISION_ENGINES = {"openvino": _Choice("openvino", "openvino", "onnx", ".onnx"), "onnxruntime": _ONNXRUNTIME}
+_ONNXRUNTIME = _Choice(
+    {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}, "onnx", ".onnx", ("auto", "cpu", "cuda", "tensorrt")
+)
+_TENSORRT = _Choice(
+    {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt-rtx",)}, "tensorrt", ".engine", ("auto", "cuda")
+)
+VISION_ENGINES = {
+    "tensorrt": _TENSORRT,
+    "openvino": _Choice({"openvino": ("openvino",)}, "onnx", ".onnx", ("auto", "cpu")),
+    "onnxruntime": _ONNXRUNTIME,
+}
 DECODER_ENGINES = {
-    "llama_cpp": _Choice("llama-cpp-python", "llama_cpp", "gguf", ".gguf"),
+    "tensorrt": _TENSORRT,
+    "llama_cpp": _Choice({"llama_cpp": ("llama-cpp-python",)}, "gguf", ".gguf", ("auto", "cpu", "cuda")),
     "onnxruntime": _ONNXRUNTIME,
 }
 
@@ -68,7 +96,11 @@ def open_vision(bundle: Bundle, name: str, options: EngineOptions) -> VisionEngi
         InputError: the engine is unknown, not installed, or cannot read this bundle.
         EngineError: it cannot load the graph; with `auto`, none can.
     """
-    candidates = _candidates(bundle, "vision", name, VISION_ENGINES)
+    candidates = _candidates(bundle, "vision", name, VISION_ENGINES, options.device)
+    if candidates == ["tensorrt"]:
+        from edgevlm.runtimes.tensorrt import TensorRTVision
+
+        return TensorRTVision(bundle, options.device.index)
     chosen = candidates[0] if len(candidates) == 1 else _fastest_vision(bundle, candidates, options)
     path = bundle.artifact("vision", ".onnx")
     if chosen == "openvino":
@@ -124,7 +156,11 @@ def open_decoder(bundle: Bundle, name: str, options: EngineOptions) -> DecoderEn
         InputError: the engine is unknown, not installed, or cannot read this bundle; or an option is out of range.
         EngineError: it cannot load the decoder.
     """
-    chosen = _candidates(bundle, "decoder", name, DECODER_ENGINES)[0]
+    chosen = _candidates(bundle, "decoder", name, DECODER_ENGINES, options.device)[0]
+    if chosen == "tensorrt":
+        from edgevlm.runtimes.tensorrt import TensorRTDecoder
+
+        return TensorRTDecoder(bundle, options, options.device.index)
     if chosen == "llama_cpp":
         from edgevlm.runtimes.llama_cpp import LlamaCppDecoder
 
@@ -135,8 +171,12 @@ def open_decoder(bundle: Bundle, name: str, options: EngineOptions) -> DecoderEn
     return OnnxRuntimeDecoder(*paths, bundle.spec, options)
 
 
-def _candidates(bundle: Bundle, role: str, name: str, engines: dict[str, _Choice]) -> list[str]:
+def _candidates(
+    bundle: Bundle, role: Literal["vision", "decoder"], name: str, engines: dict[str, _Choice], device: Device
+) -> list[str]:
     """The engines that may be used: the named one, or those that are installed and find what they read.
+
+    TensorRT's engines come alone: where `auto` finds one that was built for this machine, nothing else is asked.
 
     Raises:
         InputError: there is none.
@@ -146,7 +186,10 @@ def _candidates(bundle: Bundle, role: str, name: str, engines: dict[str, _Choice
         raise InputError(
             f"there is no {role} engine {name!r:.40}", flag, f"choose auto, {' or '.join(sorted(engines))}"
         )
+    if name != "auto" and device.kind not in engines[name].devices:
+        raise device.refused(f"{name} does not compute there", f"it takes {', '.join(engines[name].devices)}")
     named = engines if name == "auto" else {name: engines[name]}
+    named = {key: choice for key, choice in named.items() if device.kind in choice.devices}
     readable = {key: choice for key, choice in named.items() if bundle.find(role, choice.suffix) is not None}
     if not readable:
         raise InputError(f"the bundle's {role} is not in a format for this engine", flag, f"use --{role}-engine auto")
@@ -154,7 +197,17 @@ def _candidates(bundle: Bundle, role: str, name: str, engines: dict[str, _Choice
     if not installed:
         extra = next(iter(readable.values())).extra
         raise InputError(f"no {role} engine for this bundle is installed", flag, f"pip install 'edgevlm[{extra}]'")
+    if name == "auto" and "tensorrt" in installed:
+        others = [key for key in installed if key != "tensorrt"]
+        return ["tensorrt"] if not others or _engine_runs(bundle, role, device) else others
     return installed
+
+
+def _engine_runs(bundle: Bundle, role: Literal["vision", "decoder"], device: Device) -> bool:
+    """Whether TensorRT has an engine of the bundle that was built for this machine."""
+    from edgevlm.runtimes.tensorrt import has_engine
+
+    return has_engine(bundle, role, device.index)
 
 
 def _fastest_vision(bundle: Bundle, candidates: list[str], options: EngineOptions) -> str:
@@ -167,11 +220,12 @@ def _fastest_vision(bundle: Bundle, candidates: list[str], options: EngineOption
     assert entry is not None
     threads = thread_count(options.threads)
     versions = [f"{name} {VISION_ENGINES[name].version}" for name in candidates]
-    key = memory.key("vision", entry.sha256, str(bundle.spec.vision.image_size), str(threads), *versions)
+    size, device = str(bundle.spec.vision.image_size), str(options.device)
+    key = memory.key("vision", entry.sha256, size, str(threads), device, *versions)
     remembered = memory.recall(key)
     if remembered in candidates:
         return remembered
-    fastest = _pick(_measured(bundle, candidates, threads))
+    fastest = _pick(_measured(bundle, candidates, threads, options.device))
     memory.remember(key, fastest)
     return fastest
 
@@ -183,11 +237,12 @@ def fastest_vision_ms(bundle: Bundle) -> float:
         InputError: no engine for the bundle's vision side is installed.
         EngineError: none works.
     """
-    results = _measured(bundle, _candidates(bundle, "vision", "auto", VISION_ENGINES), thread_count(0))
+    candidates = _candidates(bundle, "vision", "auto", VISION_ENGINES, AUTO)
+    results = _measured(bundle, candidates, thread_count(0), AUTO)
     return float(results[_pick(results)]["ms"])
 
 
-def _measured(bundle: Bundle, candidates: list[str], threads: int) -> dict[str, dict[str, Any]]:
+def _measured(bundle: Bundle, candidates: list[str], threads: int, device: Device) -> dict[str, dict[str, Any]]:
     """What `measure_vision` says of each candidate that works.
 
     Raises:
@@ -196,7 +251,7 @@ def _measured(bundle: Bundle, candidates: list[str], threads: int) -> dict[str, 
     results: dict[str, dict[str, Any]] = {}
     failure: EdgeVLMError | None = None
     for name in candidates:
-        arguments = {"bundle": str(bundle.path), "name": name, "threads": threads}
+        arguments = {"bundle": str(bundle.path), "name": name, "threads": threads, "device": str(device)}
         try:
             target = "edgevlm.runtimes.select:measure_vision"
             results[name] = run_child(target, arguments, timeout=_TIMEOUT_S).value
@@ -232,7 +287,7 @@ def _input_shape(spec: ModelSpec) -> tuple[int, ...]:
     return side, side, patches.merge_size**2, 3 * patches.frames * patches.patch_size**2
 
 
-def measure_vision(send: Callable[[Any], None], bundle: str, name: str, threads: int) -> dict[str, Any]:
+def measure_vision(send: Callable[[Any], None], bundle: str, name: str, threads: int, device: str) -> dict[str, Any]:
     """Child entry point: milliseconds of the fastest of a few runs on noise, and the mean embedding.
 
     Says when it has loaded and run, so that slow is not taken for hung.
@@ -243,7 +298,7 @@ def measure_vision(send: Callable[[Any], None], bundle: str, name: str, threads:
     opened = open_bundle(Path(bundle))
     pixels = np.random.default_rng(0).random(_input_shape(opened.spec), dtype=np.float32)
     boxes = WHOLE if shares_tiles(opened.spec) else None
-    engine = open_vision(opened, name, EngineOptions(threads=threads))
+    engine = open_vision(opened, name, EngineOptions(threads=threads, device=parse_device(device)))
     if (text := opened.spec.vision.text) is not None:
         engine = GuidedVision(engine, np.full((1, text.projection_size), text.projection_size**-0.5, np.float32))
     send("loaded")

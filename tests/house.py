@@ -20,7 +20,7 @@ ZOO_HOST_HALF = (
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "heap", "longrun", "tables", "progress", "validation"),
     ("atomic", "chat_template", "child", "imageio", "sampling", "spec", "tokenizer"),
-    ("patches", "tiling", "quant.cache_scales", "quant.tensor"),
+    ("patches", "tiling", "quant.cache_scales", "quant.tensor", "runtimes.device"),
     ("answer", "video", "zoo", "zoo.drawing", "zoo.digits", "recipe", "bundle", "preprocess", "prompt", "targets"),
     ("feature_rows", "stream", "runtimes.base", "runtimes.positions"),
     ("question", "tile_tokens"),

@@ -40,8 +40,9 @@ _SILENCE_S = 600.0
 @click.option("--top-k", type=int, default=0, show_default=True, help="Keep the k most probable tokens; 0 is off.")
 @click.option("--seed", type=int, help="Of the random draws.")
 @click.option("--stop", multiple=True, help="String that ends the answer; may be given several times.")
-@click.option("--vision-engine", default="auto", show_default=True, help="openvino, onnxruntime or auto.")
-@click.option("--decoder-engine", default="auto", show_default=True, help="onnxruntime, llama_cpp or auto.")
+@click.option("--vision-engine", default="auto", show_default=True, help="tensorrt, openvino, onnxruntime or auto.")
+@click.option("--decoder-engine", default="auto", show_default=True, help="tensorrt, onnxruntime, llama_cpp or auto.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda:0, tensorrt:0 or auto.")
 @click.option("--threads", type=int, default=0, help="CPU threads.  [default: all physical cores]")
 @click.option("--context-length", type=int, default=0, help="Positions of the key/value cache.")
 @click.option(
@@ -62,6 +63,7 @@ def command(
     threads: int,
     context_length: int,
     kv_cache: str,
+    device: str,
     verify: bool,
     stats: bool,
     as_json: bool,
@@ -76,6 +78,7 @@ def command(
             "threads": threads,
             "context_length": context_length,
             "kv_cache": kv_cache,
+            "device": device,
             "verify": verify,
         },
         "question": {"image": [str(image) for image in images], **question},
