@@ -6,6 +6,7 @@ Thor shows clocks of its GPU without a load. The first figure of a field is the 
 
 from __future__ import annotations
 
+import os
 import re
 import selectors
 import shutil
@@ -17,6 +18,7 @@ from edgevlm.targets.sensors.rails import covers, total_rails
 
 _SILENCE_S = 3.0
 _INTERVAL_MS = 100
+_LONGEST_LINE = 1 << 16
 #: A rail; `RAM 519/7607MB` has another unit, and is none.
 _POWER = re.compile(r"(?<!\S)([A-Z][A-Z0-9_]*) (\d+)(?:mW)?(?:/\d+(?:mW)?){1,2}(?!\S)")
 _TEMPERATURE = re.compile(r"(?<!\S)([A-Za-z][\w-]*)@(-?\d+(?:\.\d+)?)C(?:/-?\d+(?:\.\d+)?C)?(?!\S)")
@@ -65,12 +67,16 @@ class Tegrastats:
             raise SensorError("tegrastats is not installed", "", "absent")
         try:
             self._process = subprocess.Popen(
-                [program, "--interval", str(_INTERVAL_MS)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                [program, "--interval", str(_INTERVAL_MS)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
             )
         except OSError as error:
             raise SensorError(f"tegrastats does not start: {error.strerror}", program, "broken") from error
         assert self._process.stdout is not None
         self._output: IO[bytes] = self._process.stdout
+        self._rest = b""
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._output, selectors.EVENT_READ)
         try:
@@ -83,13 +89,18 @@ class Tegrastats:
         self.about = About("tegrastats", covers(names), names, total_rails(names), 0.0)
 
     def sample(self) -> Reading:
-        """What the next line says."""
-        if not self._selector.select(_SILENCE_S):
-            raise SensorError(f"tegrastats wrote nothing for {_SILENCE_S:g} s", "", "broken")
-        line = self._output.readline()
-        if not line:
-            raise SensorError("tegrastats has ended", "", "broken")
-        return parse_line(line.decode("utf-8", "replace"))
+        """What the next line says; the last one, where several have been written meanwhile."""
+        lines: list[bytes] = []
+        while not lines:
+            if not self._selector.select(_SILENCE_S):
+                raise SensorError(f"tegrastats wrote nothing for {_SILENCE_S:g} s", "", "broken")
+            chunk = os.read(self._output.fileno(), 1 << 16)
+            if not chunk:
+                raise SensorError("tegrastats has ended", "", "broken")
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            if len(self._rest) > _LONGEST_LINE:
+                raise SensorError("tegrastats writes no lines", "", "broken")
+        return parse_line(lines[-1].decode("utf-8", "replace"))
 
     def close(self) -> None:
         """Stop the program."""

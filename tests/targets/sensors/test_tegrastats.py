@@ -1,5 +1,6 @@
 """Every format of tegrastats' lines gives the same rails, temperatures and clocks that a person reads in it."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -93,10 +94,14 @@ def fake(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 def test_program_that_ends_ends_the_reading_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(tmp_path, monkeypatch, f"echo '{JETPACK_6}'; echo '{JETPACK_6}'")
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    later = JETPACK_6.replace("VDD_IN 5971mW", "VDD_IN 7000mW")
+    fake(tmp_path, monkeypatch, f"echo '{JETPACK_6}'; read x < {gate}; printf '%s\\n%s\\n' '{JETPACK_6}' '{later}'")
     source = Tegrastats()
     assert source.about.total == ("VDD_IN",)
-    assert source.sample().watts["VDD_IN"] == 5.971
+    gate.write_text("go\n", encoding="utf-8")
+    assert source.sample().watts["VDD_IN"] == 7.0
     with pytest.raises(SensorError, match="tegrastats has ended"):
         source.sample()
     source.close()
