@@ -1,4 +1,4 @@
-"""TensorRT engines on NVIDIA GPUs: vision, fusion, and a decoder whose cache stays on the GPU.
+"""TensorRT engines on NVIDIA GPUs: vision, and a decoder whose keys and values stay on the GPU.
 
 In: a bundle with a build plan and engines that `edgevlm build` made for this machine. Out: the engine protocols of
 `runtimes.base`. The decoder looks tokens up on the GPU too, appends to its keys and values in place (or, where the
@@ -20,7 +20,6 @@ from edgevlm.runtimes.checks import (
     check_fits,
     check_own_cache,
     checked_features,
-    checked_fusion,
     context_length,
     engine_errors,
 )
@@ -131,58 +130,6 @@ class TensorRTVision:
         self._cuda.close()
 
 
-class TensorRTFusion:
-    """Image and text embeddings through the fusion engine."""
-
-    def __init__(self, bundle: Bundle, device: int = 0) -> None:
-        """Load the engine.
-
-        Raises:
-            EngineError: there is no GPU, no library, or no engine for them.
-            BundleError: the plan or the engine is damaged.
-        """
-        plan = read_build_plan(bundle.path / PLAN)
-        assert bundle.spec.fusion is not None
-        self._cuda = Cuda(device)
-        opened = _Opened(bundle, plan, "fusion", self._cuda, places_here(self._cuda))
-        self._engine, self._card = opened.engine, opened.card
-        self._profile, self._output = opened.component.profiles[0].name, opened.component.outputs[0].name
-        self._tokens, self._hidden = bundle.spec.fusion.image_tokens, bundle.spec.decoder.hidden_size
-
-    def fuse(self, image: Float32, text: Float32) -> Float32:
-        """Embeddings `[V, hidden]` and `[L, hidden]` to `[Q + L, hidden]`.
-
-        Raises:
-            EngineError: the runtime failed or returned another shape.
-            InputError: the text is longer than the engine was built for.
-        """
-        longest = self._engine.longest(self._profile, "text_embeds")
-        if len(text) > longest:
-            raise InputError(
-                f"the prompt has {len(text)} positions, the fusion engine takes {longest}", "prompt", "shorten it"
-            )
-        fed = {"image_embeds": image, "text_embeds": text}
-        rows = {name: np.ascontiguousarray(value[None], np.float32) for name, value in fed.items()}
-        for name, value in rows.items():
-            if value.shape != self._engine.shape(self._profile, name):
-                self._engine.set_shape(self._profile, name, value.shape)
-            self._cuda.upload(self._engine.addresses[name], value)
-        fused = np.empty(self._engine.shape(self._profile, self._output), np.float32)
-        self._engine.enqueue(self._profile)
-        self._cuda.download(fused, self._engine.addresses[self._output])
-        self._cuda.wait()
-        return checked_fusion(fused, self._tokens + len(text), self._hidden)
-
-    def stats(self) -> EngineStats:
-        """Name, version and settings."""
-        return _stats(self._card, self._cuda)
-
-    def close(self) -> None:
-        """Free the engine."""
-        self._engine.close()
-        self._cuda.close()
-
-
 class TensorRTDecoder:
     """The decoder and its embedding, as two engines in one stream."""
 
@@ -213,7 +160,7 @@ class TensorRTDecoder:
         self._component = opened.component
         self._rotary = RotaryPositions(self.context_length) if numbers.rope_sections else None
         self._longest = min(
-            self._engine.longest("prefill", "inputs_embeds"), self._embed.longest("lookup", "input_ids")
+            self._engine.longest("prefill", "inputs_embeds"), self._embed.longest("prefill", "input_ids")
         )
         self._logits: Float32 = np.empty(self.vocab_size, np.float32)
         self._turn = 0
@@ -247,21 +194,17 @@ class TensorRTDecoder:
 
     def _step(self) -> None:
         """Look one token up and decode it."""
-        self._embed.enqueue("lookup")
+        self._embed.enqueue("decode")
         size = self._hidden * 4
         self._cuda.copy(self._engine.addresses["inputs_embeds"], self._embed.addresses["inputs_embeds"], size)
         self._engine.enqueue("decode")
-
-    def _set_step_shapes(self) -> None:
-        self._embed.set_shape("lookup", "input_ids", (1, 1))
 
     def _record(self) -> bool:
         """Record the decode step for each turn of the cache; False where the library cannot be recorded.
 
         A first run settles what a library decides late. What it writes lies behind position 0 and is overwritten.
         """
-        self._set_step_shapes()
-        if not (self._embed.capturable("lookup") and self._engine.capturable("decode")):
+        if not (self._embed.capturable("decode") and self._engine.capturable("decode")):
             return False
         for _ in self._copies:
             self._step()
@@ -288,8 +231,6 @@ class TensorRTDecoder:
         except EdgeVLMError:
             self.reset(start)
             raise
-        finally:
-            self._set_step_shapes()
         return self._logits.copy()
 
     def _fill(self, rows: list[NDArray[Any]]) -> None:
@@ -312,9 +253,9 @@ class TensorRTDecoder:
                 f"a token id lies outside the vocabulary of {self.vocab_size}", "prompt", "give ids of its tokenizer"
             )
         wide = np.ascontiguousarray(ids, np.int64)
-        self._embed.set_shape("lookup", "input_ids", (1, len(ids)))
+        self._embed.set_shape("prefill", "input_ids", (1, len(ids)))
         self._cuda.upload(self._embed.addresses["input_ids"], wide)
-        self._embed.enqueue("lookup")
+        self._embed.enqueue("prefill")
         self._cuda.wait()
 
     def _run_prefill(self, length: int, places: NDArray[np.int64] | None) -> None:
@@ -338,14 +279,11 @@ class TensorRTDecoder:
             InputError: an id is outside the vocabulary.
         """
         found = np.empty((len(ids), self._hidden), np.float32)
-        try:
-            for begin in range(0, len(ids), self._longest):
-                piece = ids[begin : begin + self._longest]
-                self._look_up(piece)
-                self._cuda.download(found[begin : begin + len(piece)], self._embed.addresses["inputs_embeds"])
-                self._cuda.wait()
-        finally:
-            self._set_step_shapes()
+        for begin in range(0, len(ids), self._longest):
+            piece = ids[begin : begin + self._longest]
+            self._look_up(piece)
+            self._cuda.download(found[begin : begin + len(piece)], self._embed.addresses["inputs_embeds"])
+            self._cuda.wait()
         return found
 
     def decode(self, token: int) -> Float32:

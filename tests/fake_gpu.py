@@ -9,6 +9,7 @@ inside their profile, and a recorded graph keeps the addresses and shapes of its
 
 import ctypes
 import enum
+import importlib.machinery
 import json
 import sys
 import types
@@ -269,6 +270,7 @@ def install(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, version: str = VERS
     from edgevlm.runtimes import tensorrt as engines
 
     module = types.ModuleType("tensorrt")
+    module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
     module.__dict__.update(__version__=version, ILogger=_Logger, Runtime=_Runtime)
     bindings = types.ModuleType("cuda.bindings")
     bindings.__dict__["runtime"] = cuda
