@@ -74,6 +74,18 @@ def points(value: float) -> str:
     return text.replace("-", _MINUS)
 
 
+def change(value: float) -> str:
+    """A change as a share of the old value, in percent: `+5.3%`, `−12%`."""
+    digits = 1 if abs(value) < 0.0995 else 0
+    text = f"{100 * value:+,.{digits}f}"
+    return ("0.0" if float(text.replace(",", "")) == 0 else text).replace("-", _MINUS) + "%"
+
+
+def change_interval(value: Interval) -> str:
+    """The ends of a change's interval, `+1.2% to +5.0%`."""
+    return f"{change(value.low)} to {change(value.high)}"
+
+
 def points_interval(delta: Interval) -> str:
     """The ends of a difference's interval, `−1.9 to +0.6`."""
     return f"{points(delta.low)} to {points(delta.high)}"

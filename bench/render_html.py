@@ -1,4 +1,5 @@
-"""The report as one HTML page that needs nothing else: inline SVG, no script, no font, no network, all text escaped."""
+"""The report as one HTML page that needs nothing else: inline SVG and one script that sorts tables, no
+font, no network, all text escaped; it says the same without the script."""
 
 from __future__ import annotations
 
@@ -10,15 +11,12 @@ from edgevlm.bench import format as show
 from edgevlm.bench.charts import accuracy_scatter, share_bar, ttft_bars
 from edgevlm.bench.energy_table import energy, heat
 from edgevlm.bench.findings import findings
-from edgevlm.bench.page import fill
+from edgevlm.bench.page import NARROW, WIDE, fill
 from edgevlm.bench.pairs import Proportion
 from edgevlm.bench.report import Report
 from edgevlm.bench.reproduce import facts
 from edgevlm.bench.table import comparison, latency, pairs
 from edgevlm.bench.timeline import timeline
-
-_WIDE = 1080.0
-_NARROW = 358.0
 
 
 def render_html(report: Report) -> str:
@@ -35,14 +33,14 @@ def render_html(report: Report) -> str:
         latency=latency(report),
         pairs=pairs(report),
         scored=scored,
-        bars_wide=Markup(ttft_bars(report, _WIDE)) if timed else "",
-        bars_narrow=Markup(ttft_bars(report, _NARROW)) if timed else "",
-        scatter_wide=Markup(accuracy_scatter(report, _WIDE)) if scored else "",
-        scatter_narrow=Markup(accuracy_scatter(report, _NARROW)) if scored else "",
+        bars_wide=Markup(ttft_bars(report, WIDE)) if timed else "",
+        bars_narrow=Markup(ttft_bars(report, NARROW)) if timed else "",
+        scatter_wide=Markup(accuracy_scatter(report, WIDE)) if scored else "",
+        scatter_narrow=Markup(accuracy_scatter(report, NARROW)) if scored else "",
         energy=energy(report),
         heat=heat(report),
         timelines=[
-            (row.name, Markup(timeline(row, _WIDE)), Markup(timeline(row, _NARROW)))
+            (row.name, Markup(timeline(row, WIDE)), Markup(timeline(row, NARROW)))
             for row in report.rows
             if row.heat is not None and row.latency is not None
         ],

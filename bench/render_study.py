@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from typing import TextIO
 
 from markupsafe import Markup
 
 from edgevlm.bench.grid import by_method, share, study_of, ttft
-from edgevlm.bench.page import fill, read
+from edgevlm.bench.page import WIDE, both, fill, read
 from edgevlm.bench.report import Report
 from edgevlm.bench.reproduce import engines, setting
 from edgevlm.bench.study_charts import Cost, front_chart, method_panel
@@ -17,8 +16,6 @@ from edgevlm.bench.study_findings import study_findings
 from edgevlm.bench.study_table import ON_TOKENS, ON_TTFT, against_plain, grid, left_out, matrix
 from edgevlm.tables import print_table, printable
 
-_WIDE = 1080.0
-_NARROW = 358.0
 _PANEL = 220.0
 
 
@@ -34,8 +31,8 @@ def render_html(report: Report) -> str:
         summary=summary(report),
         task_line=task_line(report),
         findings=study_findings(report),
-        by_tokens=_both(lambda width: front_chart(report, "tokens", width)) if scored else (),
-        by_ttft=_both(lambda width: front_chart(report, "ttft", width)) if timed else (),
+        by_tokens=both(lambda width: front_chart(report, "tokens", width)) if scored else (),
+        by_ttft=both(lambda width: front_chart(report, "ttft", width)) if timed else (),
         panels=[(name, Markup(method_panel(report, name, _PANEL))) for name in methods],
         matrix=matrix(report),
         grid=grid(report),
@@ -45,10 +42,6 @@ def render_html(report: Report) -> str:
         command=shlex.join(report.settings.command_line),
         join=shlex.join,
     )
-
-
-def _both(draw: Callable[[float], str]) -> tuple[Markup, Markup]:
-    return Markup(draw(_WIDE)), Markup(draw(_NARROW))
 
 
 def title(report: Report) -> str:
@@ -82,7 +75,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 def picture(report: Report, cost: Cost) -> str:
     """One of the two pictures as an SVG file that stands alone."""
-    return standalone(front_chart(report, cost, _WIDE))
+    return standalone(front_chart(report, cost, WIDE))
 
 
 def standalone(drawing: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgevlm.bench.baseline import Reference
 from edgevlm.bench.plan import Work
@@ -26,6 +26,8 @@ class _About:
     files: list[File] = field(default_factory=list)
     parity: list[Parity] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    resolution: int | None = None
+    passes: list[str] | None = None
 
 
 def describe(work: Work) -> Row:
@@ -68,8 +70,23 @@ def _bundle(work: Work, bundle: Bundle) -> Row:
         files=files,
         parity=[Parity(**result.model_dump()) for result in manifest.parity],
         notes=list(bundle.spec.notes),
+        resolution=bundle.spec.vision.image_size,
+        passes=_passes(manifest.recipe),
     )
     return _unmeasured(work.name, "bundle", about)
+
+
+def _passes(recipe: dict[str, Any]) -> list[str]:
+    """The passes of a recipe as a manifest has it, one line each; what is not written like one is left out."""
+    found = recipe.get("passes")
+    entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    lines = []
+    for entry in entries:
+        options = entry.get("options")
+        fields = {**entry, "options": None, **(options if isinstance(options, dict) else {})}
+        told = [f"{key}={value}" for key, value in fields.items() if key != "name" and value not in (None, "")]
+        lines.append(" ".join([str(entry.get("name", "")), *told]))
+    return lines
 
 
 def _reference(work: Work, reference: Reference) -> Row:
@@ -99,4 +116,6 @@ def _unmeasured(name: str, kind: Literal["bundle", "reference"], about: _About) 
         accuracy=None,
         flags=[],
         notes=about.notes,
+        resolution=about.resolution,
+        passes=about.passes,
     )

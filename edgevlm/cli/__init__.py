@@ -30,6 +30,7 @@ VERBS = {
     "build": "Build TensorRT engines into a bundle.",
     "lint": "Ask whether TensorRT will read a bundle.",
     "bench": "Measure speed, memory and accuracy of bundles.",
+    "compare": "Say what got worse between two reports.",
     "study": "Compare many ways to compress one model.",
     "models": "List the models that can be exported.",
     "pruners": "List the methods that make visual tokens fewer.",

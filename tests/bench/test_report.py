@@ -1,5 +1,7 @@
 """Every rendering says what the report says, needs nothing from outside, and shows foreign text as text."""
 
+import base64
+import hashlib
 import io
 import json
 import re
@@ -77,11 +79,17 @@ def test_report_reads_back_as_written(report: Report, tmp_path: Path) -> None:
 def test_page_needs_nothing_from_outside(which: str, request: pytest.FixtureRequest) -> None:
     html = render_html(request.getfixturevalue(which))
     page = Page(html)
-    loading = {"script", "link", "img", "iframe", "object", "embed", "image", "use", "base", "form", "video", "audio"}
+    loading = {"link", "img", "iframe", "object", "embed", "image", "use", "base", "form", "video", "audio"}
     assert not loading & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
         assert not {"src", "href", "srcset", "xlink:href", "action", "background"} & set(attributes), tag
         assert not [name for name in attributes if name.startswith("on")], tag
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}]
+    script = html[html.index("<script>") + len("<script>") : html.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes)
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+    assert not re.search(r"innerHTML|fetch|import|eval|http|localStorage|cookie", script)
     style = html[html.index("<style>") : html.index("</style>")]
     assert not re.search(r"url\(|@import|//", style)
 
