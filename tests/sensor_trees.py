@@ -1,6 +1,10 @@
 """Made-up trees of /sys with sensors in them."""
 
+import os
+import sys
 from pathlib import Path
+
+import pytest
 
 MONITOR = "sys/bus/i2c/devices/1-0040"
 
@@ -12,6 +16,15 @@ def write(root: Path, files: dict[str, object]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{content}\n", encoding="utf-8")
     return root
+
+
+def alone(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the made-up tree be all that processes see: no vendor's tool or package of this machine, nor its GPU."""
+    for package in ("pynvml", "jtop"):
+        write(folder, {f"hidden/{package}.py": "raise ImportError"})
+        patch.setitem(sys.modules, package, None)
+    patch.setenv("PATH", str(folder))
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "hidden"), str(Path(__file__).parent)]))
 
 
 def orin_nano(root: Path) -> Path:

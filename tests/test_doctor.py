@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner, Result
-from sensor_trees import orin_nano, write, x86
+from sensor_trees import alone, orin_nano, write, x86
 
 import edgevlm.doctor
 from edgevlm.cli.doctor import command
@@ -106,7 +106,7 @@ def test_little_memory_and_disk_are_warnings(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_sensors_are_named_and_so_is_why_others_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    alone(monkeypatch, tmp_path)
     check = edgevlm.doctor._sensors(orin_nano(tmp_path / "board"))
     assert check.state == "ok"
     assert "ina3221: the whole module (VDD_IN)" in check.detail

@@ -19,7 +19,7 @@ from edgevlm.targets.sensors.vcgencmd import Vcgencmd
 GROUPS: tuple[dict[str, Callable[[Path], Source]], ...] = (
     {"ina3221": Ina3221, "tegrastats": lambda _root: Tegrastats(), "jtop": lambda _root: Jtop()},
     {"vcgencmd": lambda _root: Vcgencmd()},
-    {"nvml": lambda _root: Nvml()},
+    {"nvml": Nvml},
     {"rapl": Rapl},
     {"linux": Linux},
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgevlm.targets.sensors.base import About, Reading, SensorError
@@ -38,8 +39,8 @@ class _Gpu:
 class Nvml:
     """All GPUs of this machine."""
 
-    def __init__(self) -> None:
-        """Find the GPUs and what can be read of each.
+    def __init__(self, root: Path) -> None:
+        """Find the GPUs and what can be read of each; `root` is where /proc tells of a driver.
 
         Raises:
             SensorError: there is no NVML, no driver or no GPU, or none whose power or energy can be read.
@@ -47,8 +48,10 @@ class Nvml:
         try:
             self._nvml: Any = importlib.import_module("pynvml")
         except ImportError as error:
-            hint = "pip install 'edgevlm[nvidia]'"
-            raise SensorError("nvidia-ml-py is not installed", "", "absent", hint) from error
+            what, hint = "nvidia-ml-py is not installed", "pip install 'edgevlm[nvidia]'"
+            if (root / "proc/driver/nvidia/version").is_file():
+                raise SensorError(f"{what}, though there is an NVIDIA driver", "", "broken", hint) from error
+            raise SensorError(what, "", "absent", hint) from error
         try:
             self._nvml.nvmlInit()
             handles = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in range(self._nvml.nvmlDeviceGetCount())]

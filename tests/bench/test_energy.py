@@ -3,14 +3,13 @@
 import io
 import json
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from bench_bundles import hollow_bundle, settings
 from html_page import Page
 from jsonschema import Draft202012Validator
-from sensor_trees import orin_nano, write
+from sensor_trees import alone, orin_nano, write
 
 from edgevlm.bench.energy import Metering
 from edgevlm.bench.energy_table import energy, heat
@@ -205,8 +204,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Report:
     thermal = "sys/class/thermal/thermal_zone0"
     write(orin_nano(folder), {f"{thermal}/type": "tj-thermal", f"{thermal}/temp": 50500})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(folder))
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        alone(patch, folder)
         asked = settings(task=None, idle_s=0.3)
         bundles = [hollow_bundle(folder / name) for name in ("works", "unplug")]
         with SensorLog(folder) as log:

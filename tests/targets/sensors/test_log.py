@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sensor_trees import MONITOR, orin_nano, write, x86
+from sensor_trees import MONITOR, alone, orin_nano, write, x86
 
 from edgevlm.targets.sensors.energy import curve
 from edgevlm.targets.sensors.log import SensorLog, Track
@@ -15,8 +15,8 @@ from edgevlm.targets.sensors.log import SensorLog, Track
 
 @pytest.fixture(autouse=True)
 def no_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what the test's tree has: no vendor's tool of this machine."""
-    monkeypatch.setenv("PATH", str(tmp_path))
+    """Only what the test's tree has."""
+    alone(monkeypatch, tmp_path)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -84,8 +84,7 @@ def test_machine_without_sensors_costs_nothing_and_says_why(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("fault", ["segfault_whatever", "refuse_whatever"])
-def test_sampling_process_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+def test_sampling_process_that_fails_is_a_reason(fault: str) -> None:
     with SensorLog(target=f"child_targets:{fault}") as log:
         assert log.tracks() == []
     (found,) = log.found

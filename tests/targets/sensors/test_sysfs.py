@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sensor_trees import MONITOR, orin_nano, write, x86
+from sensor_trees import MONITOR, alone, orin_nano, write, x86
 
 from edgevlm.targets.sensors.base import SensorError
 from edgevlm.targets.sensors.find import open_sources
@@ -74,7 +74,7 @@ def test_forbidden_counters_are_told_with_a_remedy(tmp_path: Path, monkeypatch: 
         return real(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "read_text", refused)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    alone(monkeypatch, tmp_path)
     _, found = open_sources(x86(tmp_path))
     (rapl,) = (each for each in found if each.name == "rapl")
     assert (rapl.state, rapl.about) == ("forbidden", None)
@@ -127,15 +127,15 @@ def test_clusters_of_cores_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_machine_without_sensors_has_reasons_and_no_readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    alone(monkeypatch, tmp_path)
     sources, found = open_sources(tmp_path)
-    assert {each.name for each in found if each.state == "ok"} <= {"nvml"}
-    assert len(sources) == sum(each.state == "ok" for each in found)
-    assert all(each.reason for each in found if each.state != "ok")
+    assert sources == []
+    assert {each.state for each in found} == {"absent"}
+    assert all(each.reason for each in found)
 
 
 def test_sources_of_the_same_chips_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    alone(monkeypatch, tmp_path)
     _, found = open_sources(orin_nano(tmp_path))
     states = {each.name: each.state for each in found}
     assert (states["ina3221"], states["tegrastats"], states["jtop"]) == ("ok", "unneeded", "unneeded")

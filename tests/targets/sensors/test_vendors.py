@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from sensor_trees import write
 
 from edgevlm.targets.sensors.base import SensorError
 from edgevlm.targets.sensors.jtop import Jtop
@@ -93,7 +94,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 
 
 def test_gpu_counts_energy_and_shows_power_of_the_moment(nvml: FakeNvml) -> None:
-    source = Nvml()
+    source = Nvml(Path("/"))
     reading = source.sample()
     assert (reading.joules, reading.watts) == ({"gpu0": 5000.0}, {"gpu0": 61.0})
     assert (reading.celsius, reading.megahertz, reading.throttled) == ({"gpu0": 41.0}, {"gpu0": 1980.0}, ())
@@ -104,12 +105,12 @@ def test_gpu_counts_energy_and_shows_power_of_the_moment(nvml: FakeNvml) -> None
 
 def test_power_stands_in_for_a_counter_that_is_not_there(nvml: FakeNvml) -> None:
     nvml.millijoules = nvml.instant = None
-    reading = Nvml().sample()
+    reading = Nvml(Path("/")).sample()
     assert (reading.joules, reading.watts) == ({}, {"gpu0": 55.0})
 
 
 def test_counter_that_starts_anew_ends_the_reading(nvml: FakeNvml) -> None:
-    source = Nvml()
+    source = Nvml(Path("/"))
     source.sample()
     nvml.millijoules = 12
     with pytest.raises(SensorError, match="started anew"):
@@ -120,7 +121,7 @@ def test_counter_that_starts_anew_ends_the_reading(nvml: FakeNvml) -> None:
 def test_why_there_is_no_gpu(nvml: FakeNvml, code: int, state: str) -> None:
     nvml.init_error = code
     with pytest.raises(SensorError) as raised:
-        Nvml()
+        Nvml(Path("/"))
     assert raised.value.state == state
 
 
@@ -128,8 +129,21 @@ def test_gpu_without_any_power_is_absent_not_zero(nvml: FakeNvml) -> None:
     """So it is on a Jetson Orin."""
     nvml.millijoules = nvml.instant = nvml.average = None
     with pytest.raises(SensorError, match="neither power nor energy") as raised:
-        Nvml()
+        Nvml(Path("/"))
     assert raised.value.state == "absent"
+
+
+@pytest.mark.parametrize(("driver", "state"), [(True, "broken"), (False, "absent")])
+def test_missing_package_is_a_fault_only_where_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: bool, state: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    if driver:
+        write(tmp_path, {"proc/driver/nvidia/version": "NVRM version: 580"})
+    with pytest.raises(SensorError, match="nvidia-ml-py is not installed") as raised:
+        Nvml(tmp_path)
+    assert raised.value.state == state
+    assert "edgevlm[nvidia]" in raised.value.hint
 
 
 def test_fake_has_the_interface_of_nvidias_package() -> None:
