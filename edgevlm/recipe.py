@@ -19,6 +19,7 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 VisionPrecision = Literal["fp32", "fp16", "int8", "int4", "w8a8"]
 #: `auto` is w8a8 where that is really faster on this machine, else fp16.
 VisionChoice = VisionPrecision | Literal["auto"]
+Format = Literal["onnx", "gguf", "tensorrt"]
 GgufType = Literal["f32", "f16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q4_k_m"]
 Imatrix = Literal["auto", "keep", "off"]
 
@@ -79,10 +80,12 @@ class Recipe(BaseModel):
             same, and `imatrix.gguf` is kept in the bundle (`keep`); or they do not (`off`).
         vision_precision: of the vision tower; None takes fp16 unless `precision` is fp32. w8a8 and auto need
             `calibration`.
+        tensorrt_version: what graphs of format tensorrt are written for; None takes the target's, or the newest known.
+        context_length: positions of the key/value cache, which format tensorrt fixes; None takes 4096 at most.
         mmproj: beside a GGUF, also write the vision side as llama.cpp's own image support reads it.
         resolution: input pixels along one side, a multiple of the encoder's stride; None keeps the checkpoint's.
         prompt_template: one of the family's templates, by name; None keeps the checkpoint's.
-        target: the device profile.
+        target: a device profile by name, or a file that ends in .yaml; `cpu` is the machine at hand.
         verify: thresholds that differ from the table.
         seed: for everything drawn at random.
     """
@@ -92,15 +95,17 @@ class Recipe(BaseModel):
     model: str = Field(min_length=1)
     passes: tuple[PassEntry, ...] = ()
     calibration: CalibrationData | None = None
-    format: Literal["onnx", "gguf"] = "onnx"
+    format: Format = "onnx"
     precision: Precision = "int4"
     gguf_type: GgufType | None = None
     imatrix: Imatrix = "auto"
     vision_precision: VisionChoice | None = None
+    tensorrt_version: str | None = Field(default=None, pattern=r"^\d{1,3}(\.\d{1,3}){1,3}$")
+    context_length: int | None = Field(default=None, gt=0)
     mmproj: bool = False
     resolution: int | None = Field(default=None, gt=0)
     prompt_template: str | None = None
-    target: Literal["cpu"] = "cpu"
+    target: str = "cpu"
     verify: VerifyThresholds = VerifyThresholds()
     seed: int = 0
 

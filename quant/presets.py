@@ -50,20 +50,21 @@ class Preset:
 
 #: Group sizes that kernels have.
 GROUP_SIZES = (16, 32, 64, 128, 256)
+_INT4 = ("onnx", "tensorrt")
 PRESETS: dict[str, Preset] = {
     "w8": Preset(8, "rtn"),
     "w8a8": Preset(8, "rtn", vision="w8a8"),
-    "w4-rtn": Preset(4, "rtn"),
-    "w4-gptq": Preset(4, "gptq"),
-    "w4-awq": Preset(4, "awq"),
-    "w4-awq-gptq": Preset(4, "awq-gptq"),
-    "w4-hqq": Preset(4, "hqq"),
-    "w4a16-trt": Preset(4, "gptq", group_size=128),
-    "w3-rtn": Preset(3, "rtn"),
-    "w3-gptq": Preset(3, "gptq"),
-    "w3-awq": Preset(3, "awq"),
-    "w3-awq-gptq": Preset(3, "awq-gptq"),
-    "w3-hqq": Preset(3, "hqq"),
+    "w4-rtn": Preset(4, "rtn", formats=_INT4),
+    "w4-gptq": Preset(4, "gptq", formats=_INT4),
+    "w4-awq": Preset(4, "awq", formats=_INT4),
+    "w4-awq-gptq": Preset(4, "awq-gptq", formats=_INT4),
+    "w4-hqq": Preset(4, "hqq", formats=_INT4),
+    "w4a16-trt": Preset(4, "gptq", group_size=128, formats=_INT4),
+    "w3-rtn": Preset(3, "rtn", formats=_INT4),
+    "w3-gptq": Preset(3, "gptq", formats=_INT4),
+    "w3-awq": Preset(3, "awq", formats=_INT4),
+    "w3-awq-gptq": Preset(3, "awq-gptq", formats=_INT4),
+    "w3-hqq": Preset(3, "hqq", formats=_INT4),
     "q4_0": Preset(4, "gptq", group_size=32, half_scales=True, formats=("gguf",)),
     "q8_0": Preset(8, "gptq", group_size=32, half_scales=True, formats=("gguf",)),
 }

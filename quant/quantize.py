@@ -29,6 +29,7 @@ from edgevlm.quant.budget import parse_budget
 from edgevlm.quant.gptq import DAMPING
 from edgevlm.quant.layer_codes import GptqOptions, layer_codes, scheme_for_width
 from edgevlm.quant.presets import GROUP_SIZES, PRESETS, Preset, candidates, read_scheme
+from edgevlm.quant.schemes import group_size
 from edgevlm.quant.sizes import float_bytes, matrix_bytes, vision_bytes
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 from edgevlm.recipe import PassEntry, Precision, Recipe
@@ -138,6 +139,8 @@ class Quantize(Pass[QuantizeConfig]):
         self._recipe = recipe
         scheme = self.config.scheme
         if scheme == _AUTO:
+            if recipe.format == "tensorrt":
+                return "auto measures in ONNX Runtime's kernels; name a scheme, such as w4a16-trt"
             if recipe.precision != "int4":
                 return f"auto needs precision int4, not {recipe.precision}"
             other = recipe.format == "gguf" and recipe.gguf_type not in (None, "q4_0")
@@ -153,6 +156,11 @@ class Quantize(Pass[QuantizeConfig]):
             return f"{scheme} needs precision {preset.precision}, not {recipe.precision}"
         if preset.vision not in (None, recipe.vision_precision):
             return f"{scheme} needs vision_precision {preset.vision}"
+        if recipe.format == "tensorrt" and not preset.symmetric:
+            return "TensorRT reads no zero points: leave symmetric out"
+        tables = read_scheme(self.config.tables) if self.config.tables else preset
+        if recipe.format not in tables.formats:
+            return f"tables {self.config.tables} is for format {' or '.join(tables.formats)}, not {recipe.format}"
         return None
 
     def applies_to(self, spec: ModelSpec) -> str | None:
@@ -164,6 +172,9 @@ class Quantize(Pass[QuantizeConfig]):
         for preset in presets:
             for what, width in _widths(spec.decoder).items():
                 size = preset.group_size
+                if size is None and self._recipe is not None and self._recipe.format == "tensorrt":
+                    # Its groups are whole.
+                    size = group_size(width)
                 if size is not None and width % size:
                     fitting = ", ".join(str(each) for each in GROUP_SIZES if not width % each)
                     fits = f"; these do: {fitting}" if fitting else ""

@@ -48,6 +48,8 @@ class QuantizeCache(Pass[QuantizeCacheConfig]):
         """Why the pass cannot stand in this recipe, or None."""
         if recipe.format == "gguf":
             return "llama.cpp chooses the type of the cache when it runs: edgevlm run --kv-cache q8_0"
+        if recipe.format == "tensorrt":
+            return "the cache of TensorRT's graphs has the type that they compute in"
         return None
 
     def applies_to(self, spec: ModelSpec) -> str | None:

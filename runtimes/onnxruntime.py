@@ -33,7 +33,7 @@ from edgevlm.runtimes.checks import (
 )
 from edgevlm.runtimes.device import Device
 from edgevlm.runtimes.dropped import DroppedPlaces
-from edgevlm.runtimes.ort_session import CUDA, bind_input, bind_output, open_session, session_stats
+from edgevlm.runtimes.ort_session import CUDA, HALF_TROUBLES, bind_input, bind_output, open_session, session_stats
 from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import ModelSpec, PatchesSpec, TextTowerSpec
 
@@ -44,8 +44,8 @@ _CACHE_DTYPES = {**_DTYPES, "tensor(int8)": np.dtype(np.int8)}
 class OnnxRuntimeVision:
     """Pixels to image embeddings through `vision_encoder.onnx`."""
 
-    def __init__(self, path: Path, spec: ModelSpec, options: EngineOptions) -> None:
-        """Load the graph.
+    def __init__(self, path: Path, spec: ModelSpec, options: EngineOptions, *, computes_in_half: bool = False) -> None:
+        """Load the graph; `computes_in_half` says that it may have float16 values inside.
 
         Raises:
             BundleError: the graph makes another number of image tokens than the spec says.
@@ -55,7 +55,13 @@ class OnnxRuntimeVision:
         # Between images the cores belong to the decoder: the pool stops spinning as soon as a run ends.
         config = {"session.force_spinning_stop": "1"}
         self._session = open_session(
-            path, self._threads, config, options.device, low_memory=options.low_memory, auto=CUDA
+            path,
+            self._threads,
+            config,
+            options.device,
+            low_memory=options.low_memory,
+            auto=CUDA,
+            without=HALF_TROUBLES if computes_in_half else (),
         )
         self._input = self._session.get_inputs()[0]
         self._patches = spec.preprocess.patches

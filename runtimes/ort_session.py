@@ -17,6 +17,8 @@ from edgevlm.runtimes.checks import engine_errors
 from edgevlm.runtimes.device import Device
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+#: Optimizers that fail on float16 values: this one reads a scale as float32 (ONNX Runtime 1.31, FastViTHD's attention).
+HALF_TROUBLES = ("AttentionFusion",)
 _BUILDS = "pip install onnxruntime-gpu in place of onnxruntime; on a Jetson, the wheel for its JetPack (docs/jetson.md)"
 
 
@@ -53,11 +55,12 @@ def open_session(
     *,
     low_memory: bool = False,
     auto: str = CPU,
+    without: tuple[str, ...] = (),
 ) -> Any:
     """A session with every graph optimisation and without denormals, which slow some CPUs tenfold.
 
     With `low_memory`, weights stay in their mapped file: they are neither folded behind a cast nor packed. The highest
-    level of optimisation would fold them, too.
+    level of optimisation would fold them, too. Optimizers named in `without` are left out.
 
     Raises:
         InputError: this build does not have the device.
@@ -76,7 +79,7 @@ def open_session(
     packing = {"session.disable_prepacking": "1"} if low_memory else {}
     for key, value in {"session.set_denormal_as_zero": "1", **packing, **config}.items():
         options.add_session_config_entry(key, value)
-    skipped = ["ConstantFolding"] if low_memory else None
+    skipped = [*(["ConstantFolding"] if low_memory else []), *without] or None
     with engine_errors("ONNX Runtime cannot load this graph", str(path)):
         session = onnxruntime.InferenceSession(str(path), options, providers=providers, disabled_optimizers=skipped)
     if device.is_gpu and session.get_providers()[0] != providers[0][0]:

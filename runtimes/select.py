@@ -24,6 +24,7 @@ from edgevlm.child import run_child
 from edgevlm.errors import EdgeVLMError, EngineError, InputError
 from edgevlm.runtimes import memory
 from edgevlm.runtimes.base import DecoderEngine, EngineOptions, FusionEngine, TextEngine, VisionEngine
+from edgevlm.runtimes.build_plan import PLAN, read_build_plan
 from edgevlm.runtimes.checks import thread_count
 from edgevlm.runtimes.device import AUTO, Device, DeviceKind, parse_device
 from edgevlm.spec import ModelSpec
@@ -109,7 +110,7 @@ def open_vision(bundle: Bundle, name: str, options: EngineOptions) -> VisionEngi
         return OpenVinoVision(path, bundle.spec, options)
     from edgevlm.runtimes.onnxruntime import OnnxRuntimeVision
 
-    return OnnxRuntimeVision(path, bundle.spec, options)
+    return OnnxRuntimeVision(path, bundle.spec, options, computes_in_half=bundle.manifest.format == "tensorrt")
 
 
 def open_text(bundle: Bundle, options: EngineOptions) -> TextEngine | None:
@@ -165,6 +166,10 @@ def open_decoder(bundle: Bundle, name: str, options: EngineOptions) -> DecoderEn
         from edgevlm.runtimes.llama_cpp import LlamaCppDecoder
 
         return LlamaCppDecoder(bundle.artifact("decoder", ".gguf"), bundle.spec.decoder, options)
+    if bundle.manifest.format == "tensorrt":
+        from edgevlm.runtimes.onnxruntime_static import OnnxRuntimeStaticDecoder
+
+        return OnnxRuntimeStaticDecoder(bundle.path, read_build_plan(bundle.path / PLAN), bundle.spec, options)
     from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder
 
     paths = bundle.artifact("decoder", ".onnx"), bundle.artifact("embed", ".onnx")

@@ -10,7 +10,7 @@ import click
 from edgevlm.cli.pass_flags import pass_options, passes_of, precisions_beside
 from edgevlm.errors import InputError
 from edgevlm.progress import show_progress
-from edgevlm.recipe import GgufType, Imatrix, Precision, Recipe, VisionPrecision
+from edgevlm.recipe import Format, GgufType, Imatrix, Precision, Recipe, VisionPrecision
 from edgevlm.tables import printable
 
 _PRECISIONS = click.Choice(get_args(Precision))
@@ -19,7 +19,7 @@ _PRECISIONS = click.Choice(get_args(Precision))
 @click.command(name="export")
 @click.argument("model", required=False)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write the bundle to.")
-@click.option("--format", "format_", type=click.Choice(["onnx", "gguf"]), help="Artefact format.  [default: onnx]")
+@click.option("--format", "format_", type=click.Choice(get_args(Format)), help="Artefact format.  [default: onnx]")
 @click.option("--precision", type=_PRECISIONS, help="Weights of the decoder.  [default: int4]")
 @click.option(
     "--vision-precision",
@@ -31,6 +31,12 @@ _PRECISIONS = click.Choice(get_args(Precision))
     "--imatrix",
     type=click.Choice(get_args(Imatrix)),
     help="With GGUF: weigh errors by the calibration images, and keep the matrix.  [default: auto]",
+)
+@click.option(
+    "--tensorrt-version", metavar="X.Y", help="With TensorRT: write graphs for this version.  [default: the target's]"
+)
+@click.option(
+    "--context-length", type=int, metavar="L", help="With TensorRT: positions of the key/value cache.  [default: 4096]"
 )
 @click.option(
     "--mmproj", is_flag=True, default=None, help="With GGUF: also write the vision side for llama.cpp's own tools."
@@ -52,6 +58,8 @@ def command(
     vision_precision: str | None,
     gguf_type: str | None,
     imatrix: str | None,
+    tensorrt_version: str | None,
+    context_length: int | None,
     mmproj: bool | None,
     resolution: int | None,
     prompt_template: str | None,
@@ -75,6 +83,8 @@ def command(
         "vision_precision": vision_precision or beside.get("vision_precision"),
         "gguf_type": gguf_type,
         "imatrix": imatrix,
+        "tensorrt_version": tensorrt_version,
+        "context_length": context_length,
         "mmproj": mmproj,
         "resolution": resolution,
         "prompt_template": prompt_template,

@@ -13,19 +13,20 @@ from edgevlm.bundle import Bundle, open_bundle, sha256_file, write_manifest
 from edgevlm.calibration import Calibration
 from edgevlm.calibration.sources import open_calibration
 from edgevlm.errors import UnsupportedError
-from edgevlm.exporters import onnx
+from edgevlm.exporters import onnx, tensorrt
 from edgevlm.exporters.base import Progress
 from edgevlm.exporters.gguf import exporter as gguf
 from edgevlm.exporters.gguf.layout import supports as gguf_supports
 from edgevlm.exporters.gguf.mmproj import export_mmproj
 from edgevlm.exporters.gguf.mmproj import supports as mmproj_supports
 from edgevlm.exporters.newline import write_newline
-from edgevlm.models import VlmModel, load, resolve
+from edgevlm.models import load, resolve
 from edgevlm.models.rebuild import with_note
 from edgevlm.pipeline.gguf_choice import GGUF_PRECISIONS, gguf_type, imatrix_misfit, write_importances
 from edgevlm.pipeline.manifest import make_manifest, source_name, tool_versions
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes, settled
 from edgevlm.pipeline.reuse import take_over
+from edgevlm.pipeline.tensorrt_choice import check_target, options_for, tensorrt_misfit
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.pipeline.vision_choice import choose_vision
 from edgevlm.progress import part_of
@@ -54,6 +55,7 @@ def compile_recipe(
         ParityError: the bundle does not answer like the original. Nothing was written.
     """
     progress(0, 1, "load")
+    check_target(recipe)
     passes = parse_passes(recipe)
     calibration = _calibration(recipe)
     folder = resolve(recipe.model)
@@ -103,6 +105,16 @@ def compile_recipe(
             if recipe.mmproj:
                 stored = "fp16" if vision_precision == "w8a8" else vision_precision
                 artifacts += export_mmproj(model, work, precision=stored, progress=part_of(report, 1, 1))
+        elif recipe.format == "tensorrt":
+            artifacts = tensorrt.export(
+                model,
+                work,
+                precision=recipe.precision,
+                vision_precision=vision_precision,
+                static=static,
+                options=options_for(recipe, model.spec),
+                progress=report,
+            )
         else:
             artifacts = onnx.export(
                 model,
@@ -133,7 +145,10 @@ def _calibration(recipe: Recipe) -> Calibration | None:
 
 
 def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: VisionPrecision) -> None:
-    reason = onnx.supports(spec, recipe.precision, vision)
+    if recipe.format == "tensorrt":
+        reason = tensorrt.supports(spec, recipe.precision, vision)
+    else:
+        reason = onnx.supports(spec, recipe.precision, vision)
     if recipe.format == "gguf":
         reason = gguf_supports(spec, gguf_type(recipe)) or onnx.supports(spec, "fp32", vision)
         reason = reason or (mmproj_supports(spec) if recipe.mmproj else None)
@@ -141,8 +156,10 @@ def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: VisionPrecision
         reason = f"gguf_type {recipe.gguf_type} belongs to format gguf, not {recipe.format}"
     elif recipe.mmproj:
         reason = f"mmproj belongs to format gguf, not {recipe.format}"
-    reason = reason or imatrix_misfit(recipe)
+    reason = reason or imatrix_misfit(recipe) or tensorrt_misfit(recipe)
     if reason is not None:
         raise UnsupportedError(
             f"cannot export {spec.name} to {recipe.format}: {reason}", recipe.model, "see docs/export.md"
         )
+    if recipe.format == "tensorrt":
+        options_for(recipe, spec)

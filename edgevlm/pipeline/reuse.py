@@ -51,6 +51,9 @@ def take_over(
         return []
     if is_weighed(recipe) or is_weighed(other):
         return []
+    # A build plan is made of all graphs as they are written.
+    if recipe.format == "tensorrt":
+        return []
     if any(each.stage != Stage.TOKENS for both in (recipe, other) for each in parse_passes(both)):
         return []
     if _without_vision(spec, like.spec) != like.spec:

@@ -7,37 +7,42 @@ is a field of `DecoderSpec`. Matrices are converted one at a time. A `Fusion` is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgevlm.exporters.onnx.dialect_ort import OrtDialect
+from edgevlm.exporters.onnx.dialect import Dialect
 from edgevlm.exporters.onnx.table import StoredTable
 from edgevlm.exporters.onnx.token_drop import Seen
 from edgevlm.models.decoder import Decoder, DecoderLayer, SwiGLU
 from edgevlm.models.fusion import Fusion
-from edgevlm.quant.schemes import StoredMatrix, TensorRole, scheme_for, store
+from edgevlm.quant.schemes import Scheme, StoredMatrix, TensorRole, scheme_for, store
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme, stack
 from edgevlm.recipe import Precision
 
 Float32 = NDArray[np.float32]
+#: How a tensor is stored, from its path, role and input channels, and the precision asked for.
+SchemeChoice: TypeAlias = Callable[[str, TensorRole, int, Precision], Scheme]
 
 
 class DecoderBuilder:
     """Adds a decoder, or the layers of a fusion, to a dialect's graph, layer by layer.
 
-    `quantized` says of some matrices, by their parameters' names, how they are stored; `precision` says it of others.
+    `quantized` says of some matrices, by their parameters' names, how they are stored; `precision` says it of others,
+    by way of `scheme`.
     """
 
     def __init__(
         self,
         decoder: Decoder | Fusion,
-        dialect: OrtDialect,
+        dialect: Dialect,
         precision: Precision,
         quantized: Mapping[str, QuantizedTensor | QuantScheme] | None = None,
+        scheme: SchemeChoice = scheme_for,
     ) -> None:
         self.decoder = decoder
         self.layers = [layer for layer in decoder.layers if isinstance(layer, DecoderLayer)]
@@ -45,6 +50,7 @@ class DecoderBuilder:
         self.dialect = dialect
         self.precision = precision
         self.quantized = quantized or {}
+        self.scheme = scheme
         #: Queries, keys and values of the layer at hand, before the rotation, side by side in one or apart.
         self._projections: tuple[str, ...] = ()
 
@@ -102,9 +108,9 @@ class DecoderBuilder:
         """Logits and the outputs; a tied head reads the bytes of `table`."""
         assert isinstance(self.decoder, Decoder)
         if self.spec.tied_embeddings:
-            self.dialect.tied_head(normed, table, None, "logits")
+            self.dialect.tied_head(normed, table, None, self.dialect.logits)
         else:
-            self._linear(normed, "logits", ("lm_head", self.decoder.lm_head), role="head")
+            self._linear(normed, self.dialect.logits, ("lm_head", self.decoder.lm_head), role="head")
         self.dialect.outputs()
 
     def _attention(self, index: int, layer: DecoderLayer, normed: str) -> str:
@@ -123,9 +129,6 @@ class DecoderBuilder:
             query = dialect.head_norm(query, *for_query, f"{path}.q_norm")
             key = dialect.head_norm(key, *for_key, f"{path}.k_norm")
         self._projections = (query, key, value)
-        if spec.rope_sections:
-            query = dialect.rotate(query, spec.num_attention_heads, f"{path}.q_rotated")
-            key = dialect.rotate(key, spec.num_key_value_heads, f"{path}.k_rotated")
         return dialect.attention(query, key, value, index, f"{path}.mixed")
 
     def _mlp(self, path: str, layer: DecoderLayer, normed: str) -> str:
@@ -166,7 +169,7 @@ class DecoderBuilder:
         weight = layers[0][1].weight if len(layers) == 1 else torch.cat([layer.weight for _, layer in layers])
         asked = chosen[0] if isinstance(chosen[0], QuantScheme) else None
         path = f"{layers[0][0]}.weight"
-        return store(weight, asked or scheme_for(path, role, weight.shape[1], self.precision))
+        return store(weight, asked or self.scheme(path, role, weight.shape[1], self.precision))
 
 
 def to_float32(tensor: Tensor) -> Float32:

@@ -1,9 +1,7 @@
 """The `ort` dialect: what one step of a decoder is in ONNX Runtime's fused operators.
 
-Each method adds the nodes of one step to a graph and returns the name of its result; `decoder.py` says which steps make
-a model. Another dialect is another class with these methods. Activations are float32; quantized products use
-MatMulNBits at accuracy level 4 (activations rounded to int8 per block inside the kernel), without which int4 is slower
-than float. Contrib operators: onnxruntime, docs/ContribOperators.md.
+Activations are float32; quantized products use MatMulNBits at accuracy level 4 (activations rounded to int8 per block
+inside the kernel), without which int4 is slower than float. Contrib operators: onnxruntime, docs/ContribOperators.md.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from edgevlm.exporters.onnx.dialect import Dialect, Float32
 from edgevlm.exporters.onnx.graph import CONTRIB, FLOAT, INT8, INT32, INT64, Graph
 from edgevlm.exporters.onnx.packing import pack_codes, pack_zero_points
 from edgevlm.exporters.onnx.table import StoredTable
@@ -24,21 +22,19 @@ from edgevlm.quant.schemes import StoredMatrix
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 from edgevlm.spec import DecoderSpec
 
-Float32 = NDArray[np.float32]
 #: The place of the cache's scales among the inputs of GroupQueryAttention.
 _CACHE_SCALES = 12
 _INT64_MAX = np.iinfo(np.int64).max
 
 
-class OrtDialect:
+class OrtDialect(Dialect):
     """Steps of a decoder in contrib operators, added to `graph`."""
 
     def __init__(
         self, graph: Graph, spec: DecoderSpec, *, accuracy_level: int = 4, cache: Sequence[CacheScales] = ()
     ) -> None:
         """`cache` has the scales of each layer's keys and values where these are int8; else they are float32."""
-        self.graph = graph
-        self.spec = spec
+        super().__init__(graph, spec)
         self.accuracy_level = accuracy_level
         self.cache = cache
         self._cache_type = INT8 if cache else FLOAT
@@ -107,8 +103,8 @@ class OrtDialect:
         graph.op("Cos", [angles], "rotary.cos")
         graph.op("Sin", [angles], "rotary.sin")
 
-    def rotate(self, x: str, heads: int, name: str) -> str:
-        """Turn the heads of `[B, S, heads * D]` by the positions given as an input; else `attention` does it."""
+    def _rotate(self, x: str, heads: int, name: str) -> str:
+        """Turn the heads of `[B, S, heads * D]` by the positions given as an input."""
         inputs = [x, "rotary.cos", "rotary.sin"]
         return self.graph.op(
             "RotaryEmbedding", inputs, name, num_heads=heads, rotary_embedding_dim=self.spec.rotary_dim
@@ -208,10 +204,6 @@ class OrtDialect:
             inputs.append(graph.weight(f"{name}.bias", bias))
         return graph.op("LayerNormalization", inputs, name, axis=-1, epsilon=eps)
 
-    def add(self, a: str, b: str, name: str) -> str:
-        """Elementwise sum."""
-        return self.graph.op("Add", [a, b], name)
-
     def add_norm(
         self, a: str, b: str, kind: str, weight: Float32, bias: Float32 | None, eps: float, name: str
     ) -> tuple[str, str]:
@@ -224,21 +216,12 @@ class OrtDialect:
         graph.ops(op, inputs, [name, "", "", f"{name}.sum"], domain=CONTRIB, epsilon=eps)
         return f"{name}.sum", name
 
-    def head_norm(
-        self, x: str, heads: int, kind: str, weight: Float32, bias: Float32 | None, eps: float, name: str
-    ) -> str:
-        """Normalise each head of `[B, S, heads * D]` with one weight `[D]`."""
-        graph, spec = self.graph, self.spec
-        split = graph.op("Reshape", [x, graph.integers(0, 0, heads, spec.head_dim)], f"{name}.heads")
-        normed = self.norm(split, kind, weight, bias, eps, f"{name}.normed")
-        return graph.op("Reshape", [normed, graph.integers(0, 0, heads * spec.head_dim)], name)
-
     def attention(self, query: str, key: str, value: str, index: int, name: str) -> str:
-        """Cache update and causal grouped-query attention: `[B, S, heads * D]`.
-
-        Queries and keys are turned by their places in the sequence, unless the positions are an input. `query` alone
-        may hold queries, keys and values side by side; then `key` and `value` are empty.
-        """
+        """GroupQueryAttention, which turns queries and keys by their places unless the positions are an input."""
+        if self.spec.rope_sections:
+            path = f"layers.{index}.self_attn"
+            query = self._rotate(query, self.spec.num_attention_heads, f"{path}.q_rotated")
+            key = self._rotate(key, self.spec.num_key_value_heads, f"{path}.k_rotated")
         spec, past, part = self.spec, f"past_key_values.{index}", self._part(index)
         lengths = [f"seqlens_k{part}", f"total_sequence_length{part}"]
         inputs = [query, key, value, f"{past}.key", f"{past}.value", *lengths]
@@ -268,20 +251,6 @@ class OrtDialect:
     def silu(self, x: str, name: str) -> str:
         """x * sigmoid(x): QuickGelu with alpha 1."""
         return self.graph.op("QuickGelu", [x], name, domain=CONTRIB, alpha=1.0)
-
-    def halves(self, x: str, name: str) -> tuple[str, str]:
-        """The first and the second half of the channels of `[B, S, 2 C]`."""
-        first, second = f"{name}.first", f"{name}.second"
-        self.graph.ops("Split", [x], [first, second], axis=-1, num_outputs=2)
-        return first, second
-
-    def multiply(self, a: str, b: str, name: str) -> str:
-        """Elementwise product."""
-        return self.graph.op("Mul", [a, b], name)
-
-    def gelu_tanh(self, x: str, name: str) -> str:
-        """The tanh form of GELU."""
-        return self.graph.op("Gelu", [x], name, approximate="tanh")
 
     def outputs(self) -> None:
         """Declare the graph's outputs: `logits` `[B, kept, V]` and the updated cache."""

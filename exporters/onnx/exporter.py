@@ -8,15 +8,12 @@ Runtime and transformers.js. The same model and precisions give the same bytes.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from edgevlm.errors import CheckpointError
-from edgevlm.exporters.base import Artifact, Progress, Role
+from edgevlm.exporters.base import Artifact, Progress
 from edgevlm.exporters.onnx import layout
 from edgevlm.exporters.onnx.configs import write_configs, write_tokenizer
 from edgevlm.exporters.onnx.decoder import DecoderBuilder
@@ -24,13 +21,12 @@ from edgevlm.exporters.onnx.dialect_ort import OrtDialect
 from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.fusion import export_fusion
 from edgevlm.exporters.onnx.graph import Graph
+from edgevlm.exporters.onnx.parts import Steps, artifacts, export_texts, texts, weight_errors, weights_of
 from edgevlm.exporters.onnx.static_int8 import trace_static
 from edgevlm.exporters.onnx.table import StoredTable, build_embedding, write_table
-from edgevlm.exporters.onnx.text import export_text
 from edgevlm.exporters.onnx.vision import export_vision, write_vision
 from edgevlm.models.footprint import release
 from edgevlm.models.fusion import Fusion
-from edgevlm.models.text_side import TextSide
 from edgevlm.models.vlm import VlmModel
 from edgevlm.quant.schemes import Scheme, scheme_for, store
 from edgevlm.quant.tensor import QuantizedTensor
@@ -73,13 +69,13 @@ def export(
     """
     folder = out / layout.FOLDER
     folder.mkdir(exist_ok=True)
-    steps = _Steps(
-        [model.vision, *(side.text for side in _texts(model)), *_fusions(model), *([] if decoder else [model.decoder])],
+    steps = Steps(
+        [model.vision, *(side.text for side in texts(model)), *_fusions(model), *([] if decoder else [model.decoder])],
         progress,
     )
-    with _weight_errors(model):
+    with weight_errors(model):
         vision = _export_vision(model, folder, vision_precision, static, steps)
-        vision += _export_text(model, folder, vision_precision, steps)
+        vision += export_texts(model, folder, vision_precision, steps)
         fusion = _export_fusion(model, folder, precision, steps)
         decoder = decoder or _export_embedding_and_decoder(model, folder, precision, steps)
     names = write_configs(model.spec, model.tokenizer_files, out, precision, vision_precision)
@@ -106,49 +102,17 @@ def export_vision_part(
     """
     folder = out / layout.FOLDER
     folder.mkdir()
-    steps = _Steps([model.vision, *(side.text for side in _texts(model)), *_fusions(model)], progress)
-    with _weight_errors(model):
+    steps = Steps([model.vision, *(side.text for side in texts(model)), *_fusions(model)], progress)
+    with weight_errors(model):
         vision = _export_vision(model, folder, vision_precision, static, steps)
-        vision += _export_text(model, folder, vision_precision, steps)
+        vision += export_texts(model, folder, vision_precision, steps)
         fusion = _export_fusion(model, folder, precision, steps)
     names = write_tokenizer(model.spec, model.tokenizer_files, out)
     return [*vision, *fusion, *(Artifact(name, "tokenizer", "json") for name in names)]
 
 
-@contextlib.contextmanager
-def _weight_errors(model: VlmModel) -> Iterator[None]:
-    """Quantizers raise ValueError for weights that they cannot represent."""
-    try:
-        yield
-    except ValueError as error:
-        raise CheckpointError(str(error), model.spec.name, "download the checkpoint again, or choose fp32") from error
-
-
-class _Steps:
-    """Progress in weights written, over all the modules to write."""
-
-    def __init__(self, modules: list[nn.Module], progress: Progress) -> None:
-        self.done = 0
-        self.total = sum(weights_of(module) for module in modules)
-        self._progress = progress
-
-    def before(self, what: str) -> None:
-        """Say what is written next."""
-        self._progress(self.done, self.total, what)
-
-    def after(self, what: str, weights: int) -> None:
-        """Say that it was written."""
-        self.done += weights
-        self._progress(self.done, self.total, what)
-
-
-def weights_of(module: nn.Module) -> int:
-    """Weights of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _export_vision(
-    model: VlmModel, folder: Path, precision: VisionPrecision, static: StaticPlan | None, steps: _Steps
+    model: VlmModel, folder: Path, precision: VisionPrecision, static: StaticPlan | None, steps: Steps
 ) -> list[Artifact]:
     steps.before("vision tower")
     path = folder / layout.graph_file(layout.VISION, precision)
@@ -163,37 +127,14 @@ def _export_vision(
     weights = weights_of(model.vision)
     release(model.vision)
     steps.after("vision tower", weights)
-    return _artifacts("vision", layout.VISION, precision, weights, weight_bytes)
-
-
-def _texts(model: VlmModel) -> list[TextSide]:
-    """The text side, where the vision graph needs what it makes."""
-    return [] if model.text_side is None or model.spec.vision.text is None else [model.text_side]
-
-
-def _export_text(model: VlmModel, folder: Path, vision_precision: VisionPrecision, steps: _Steps) -> list[Artifact]:
-    """The text graph, at half precision for narrower vision towers, and the tower's tokenizer above `folder`."""
-    if not _texts(model):
-        return []
-    (side,) = _texts(model)
-    precision: Precision = "fp32" if vision_precision == "fp32" else "fp16"
-    steps.before("text tower")
-    path = folder / layout.graph_file(layout.TEXT, precision)
-    with ExternalData(folder / layout.data_file(layout.TEXT, precision)) as data:
-        weight_bytes = export_text(side.text, precision, path, data)
-    weights = weights_of(side.text)
-    release(side.text)
-    shutil.copyfile(side.tokenizer, folder.parent / layout.TEXT_TOKENIZER)
-    steps.after("text tower", weights)
-    tokenizer = Artifact(layout.TEXT_TOKENIZER, "text_tokenizer", "json")
-    return [*_artifacts("text", layout.TEXT, precision, weights, weight_bytes), tokenizer]
+    return artifacts("vision", layout.VISION, precision, weights, weight_bytes)
 
 
 def _fusions(model: VlmModel) -> list[Fusion]:
     return [] if model.fusion is None else [model.fusion]
 
 
-def _export_fusion(model: VlmModel, folder: Path, precision: Precision, steps: _Steps) -> list[Artifact]:
+def _export_fusion(model: VlmModel, folder: Path, precision: Precision, steps: Steps) -> list[Artifact]:
     if model.fusion is None:
         return []
     steps.before("fusion")
@@ -203,16 +144,16 @@ def _export_fusion(model: VlmModel, folder: Path, precision: Precision, steps: _
     weights = weights_of(model.fusion)
     release(model.fusion)
     steps.after("fusion", weights)
-    return _artifacts("fusion", layout.FUSION, precision, weights, weight_bytes)
+    return artifacts("fusion", layout.FUSION, precision, weights, weight_bytes)
 
 
-def _export_embedding_and_decoder(model: VlmModel, folder: Path, precision: Precision, steps: _Steps) -> list[Artifact]:
+def _export_embedding_and_decoder(model: VlmModel, folder: Path, precision: Precision, steps: Steps) -> list[Artifact]:
     table, embedding = _export_embedding(model, folder, precision, steps)
     return [*embedding, *_export_decoder(model, folder, precision, table, steps)]
 
 
 def _export_embedding(
-    model: VlmModel, folder: Path, precision: Precision, steps: _Steps
+    model: VlmModel, folder: Path, precision: Precision, steps: Steps
 ) -> tuple[StoredTable, list[Artifact]]:
     weight = model.decoder.embed_tokens.weight
     steps.before("token embedding")
@@ -225,7 +166,7 @@ def _export_embedding(
     graph.save(folder / layout.graph_file(layout.EMBEDDING, precision))
     release(model.decoder.embed_tokens)
     steps.after("token embedding", weight.numel())
-    return table, _artifacts("embed", layout.EMBEDDING, precision, weight.numel(), table.weight_bytes)
+    return table, artifacts("embed", layout.EMBEDDING, precision, weight.numel(), table.weight_bytes)
 
 
 def _embedding(weight: Tensor, precision: Precision) -> Scheme:
@@ -233,7 +174,7 @@ def _embedding(weight: Tensor, precision: Precision) -> Scheme:
 
 
 def _export_decoder(
-    model: VlmModel, folder: Path, precision: Precision, table: StoredTable, steps: _Steps
+    model: VlmModel, folder: Path, precision: Precision, table: StoredTable, steps: Steps
 ) -> list[Artifact]:
     decoder = model.decoder
     with ExternalData(folder / layout.data_file(layout.DECODER, precision)) as data:
@@ -251,22 +192,4 @@ def _export_decoder(
     release(decoder)
     steps.after("decoder head", steps.total - steps.done)
     weights = weights_of(decoder) - decoder.embed_tokens.weight.numel()
-    return _artifacts("decoder", layout.DECODER, precision, weights, graph.weight_bytes)
-
-
-def _artifacts(
-    role: Role, component: str, precision: VisionPrecision, weights: int, weight_bytes: int
-) -> list[Artifact]:
-    """A graph and its data file; the graph's few inline weights are counted with the data."""
-    prefix = f"{layout.FOLDER}/"
-    return [
-        Artifact(prefix + layout.graph_file(component, precision), role, "onnx", precision),
-        Artifact(
-            prefix + layout.data_file(component, precision),
-            role,
-            "onnx-data",
-            precision,
-            bits_per_weight=8 * weight_bytes / weights,
-            parameters=weights,
-        ),
-    ]
+    return artifacts("decoder", layout.DECODER, precision, weights, graph.weight_bytes)

@@ -15,7 +15,7 @@ from edgevlm._version import __version__
 from edgevlm.exporters.onnx.external import ExternalData, StoredTensor
 
 CONTRIB = "com.microsoft"
-#: 23 brings RMSNormalization; the files need no newer operator.
+#: 23 brings RMSNormalization; files for ONNX Runtime need no newer operator.
 OPSET = 23
 IR_VERSION = 10
 
@@ -23,6 +23,8 @@ IR_VERSION = 10
 _INLINE_BELOW = 1024
 
 FLOAT = onnx.TensorProto.FLOAT
+FLOAT16 = onnx.TensorProto.FLOAT16
+INT4 = onnx.TensorProto.INT4
 INT8 = onnx.TensorProto.INT8
 INT32 = onnx.TensorProto.INT32
 INT64 = onnx.TensorProto.INT64
@@ -32,12 +34,15 @@ BOOL = onnx.TensorProto.BOOL
 class Graph:
     """One graph under construction. Every method that adds something returns the name of the value it made.
 
-    `weight_bytes` counts the payload of the weights written through it, without tables and shape constants.
+    `weight_bytes` counts the payload of the weights written through it, without tables and shape constants. `opset` is
+    that of ONNX's own operators; `contrib` says whether ONNX Runtime's may stand beside them.
     """
 
-    def __init__(self, name: str, data: ExternalData) -> None:
+    def __init__(self, name: str, data: ExternalData, *, opset: int = OPSET, contrib: bool = True) -> None:
         self.name = name
         self.data = data
+        self.opset = opset
+        self.contrib = contrib
         self.weight_bytes = 0
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -120,7 +125,8 @@ class Graph:
         """
         initializers = [self._initializers[name] for name in sorted(self._initializers)]
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        opsets = [helper.make_opsetid("", self.opset)]
+        opsets += [helper.make_opsetid(CONTRIB, 1)] if self.contrib else []
         model = helper.make_model(graph, opset_imports=opsets, producer_name="edgevlm", producer_version=__version__)
         model.ir_version = IR_VERSION
         path.write_bytes(model.SerializeToString(deterministic=True))

@@ -143,7 +143,7 @@ def test_tables_get_their_own_bits() -> None:
     [
         (recipe("w8"), "w8 needs precision int8, not int4"),
         (recipe("q4_0"), "q4_0 is for format gguf, not onnx"),
-        (recipe("w4-gptq", format="gguf"), "w4-gptq is for format onnx, not gguf"),
+        (recipe("w4-gptq", format="gguf"), "w4-gptq is for format onnx or tensorrt, not gguf"),
         (recipe("q8_0", format="gguf"), "q8_0 needs gguf_type q8_0"),
         (recipe("auto", format="gguf", gguf_type="q4_k_m"), "auto chooses among q4_0 and q8_0, not q4_k_m"),
     ],

@@ -1,0 +1,128 @@
+"""A vision graph that computes in float16, each value of one type, as TensorRT builds it strongly typed.
+
+In: a traced graph in float32. Out: the same graph with float16 values and weights between float32 inputs and outputs.
+What only chooses (scores that lead to indices and to nothing else) and what has a graph inside (loops) stays in
+float32, so that rounding does not change which tokens are kept; a Cast stands at each border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+_HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
+_LARGEST = np.finfo(np.float16).max
+#: Attributes that name the type of a result.
+_TYPES = {"Cast": "to", "EyeLike": "dtype"}
+
+
+def to_half(model: ir.Model) -> None:
+    """Alter a traced graph. Weights are converted when they are read; beyond float16 they become its largest number."""
+    graph = model.graph
+    wide = _staying_wide(graph)
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    floats = [value for value in values if value.dtype == _SINGLE]
+    for value in floats:
+        maker = value.producer()
+        if maker is not None and maker not in wide:
+            value.dtype = _HALF
+            _retype(maker)
+    for value in list(graph.initializers.values()):
+        if value.dtype == _SINGLE:
+            _give_half(graph, value, wide)
+    for value in floats:
+        _cast_at_border(graph, value, wide)
+    for place, value in enumerate(graph.outputs):
+        if value.dtype == _HALF:
+            name, value.name = value.name, f"{value.name}.half"
+            cast = _cast(graph, value, _SINGLE)
+            cast.name = name
+            graph.outputs[place] = cast
+
+
+def _staying_wide(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that only choose, and nodes with a graph inside."""
+    wide: set[ir.Node] = set()
+    for node in reversed(graph):
+        inside = any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
+        floats = [value for value in node.outputs if value.dtype == _SINGLE]
+        chooses = not any(value.is_graph_output() for value in floats) and all(
+            user in wide for value in floats for user in _users(graph, value)
+        )
+        if inside or chooses:
+            wide.add(node)
+    return wide
+
+
+def _users(graph: ir.Graph, value: ir.Value) -> Iterable[ir.Node]:
+    """The nodes of `graph` that read a value, themselves or in a graph inside of them."""
+    for node, _ in value.uses():
+        while node.graph is not graph:
+            assert isinstance(node.graph, ir.Graph)
+            (node,) = (
+                each
+                for each in graph.all_nodes()
+                if any(attribute.value is node.graph for attribute in each.attributes.values())
+            )
+        yield node
+
+
+def _retype(node: ir.Node) -> None:
+    """Let a node that names the type of its result make float16."""
+    if (name := _TYPES.get(node.op_type)) is not None:
+        node.attributes[name] = ir.AttrInt64(name, _HALF)
+    elif node.op_type == "ConstantOfShape" and "value" in node.attributes:
+        value = node.attributes["value"].as_tensor().numpy().astype(np.float16)
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value))
+
+
+def _give_half(graph: ir.Graph, value: ir.Value, wide: set[ir.Node]) -> None:
+    """Let users that compute in float16 read a converted initializer: a copy, where others read it, too."""
+    uses = list(value.uses())
+    narrow = [(node, place) for node, place in uses if node.graph is graph and node not in wide]
+    if not narrow:
+        return
+    assert value.name is not None and value.const_value is not None
+    original, name = value.const_value, value.name
+    if len(narrow) == len(uses) and not value.is_graph_output():
+        value.const_value, value.dtype = _halved(original, name), _HALF
+        return
+    name = f"{name}.half"
+    copy = ir.Value(name=name, type=ir.TensorType(_HALF), shape=value.shape, const_value=_halved(original, name))
+    graph.register_initializer(copy)
+    for node, place in narrow:
+        node.replace_input_with(place, copy)
+
+
+def _halved(tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
+    def read() -> ir.Tensor:
+        values: NDArray[np.float32] = tensor.numpy()
+        return ir.tensor(np.clip(values, -_LARGEST, _LARGEST).astype(np.float16), name=name)
+
+    return ir.LazyTensor(read, _HALF, tensor.shape, name=name)
+
+
+def _cast_at_border(graph: ir.Graph, value: ir.Value, wide: set[ir.Node]) -> None:
+    """Let users that compute in the other type read a cast."""
+    users = [(node, place) for node, place in value.uses()]
+    outside = [use for use in users if (use[0] not in wide and use[0].graph is graph) != (value.dtype == _HALF)]
+    if not outside:
+        return
+    cast = _cast(graph, value, _SINGLE if value.dtype == _HALF else _HALF)
+    for node, place in outside:
+        node.replace_input_with(place, cast)
+
+
+def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """A Cast right behind what makes the value."""
+    node = ir.node("Cast", [value], {"to": dtype}, name=f"{value.name}.{dtype.name.lower()}")
+    result = node.outputs[0]
+    result.name, result.type, result.shape = node.name, ir.TensorType(dtype), value.shape
+    if (maker := value.producer()) is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(maker, node)
+    return result
