@@ -27,12 +27,14 @@ Piece: TypeAlias = "NDArray[np.int32] | NDArray[np.float32]"
 class ImageAssembler:
     """Puts the features of one model's images together."""
 
-    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer, newline: NDArray[np.float32] | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, tokenizer: Tokenizer | None, newline: NDArray[np.float32] | None = None
+    ) -> None:
         """Prepare for one model.
 
         Args:
             spec: the model's.
-            tokenizer: of the text between tiles.
+            tokenizer: of the text between tiles; None where there is none.
             newline: the embedding `[H]` that ends a row of features, for models that have one.
 
         Raises:
@@ -113,4 +115,5 @@ class ImageAssembler:
             texts = [layout.whole_text, *texts, gap + layout.end_text]
         else:
             texts += [gap + layout.whole_text, layout.end_text]
+        assert self._tokenizer is not None
         return [np.array(self._tokenizer.encode(text), np.int32) for text in texts]

@@ -9,25 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import platform
-from pathlib import Path
 
 from edgevlm.atomic import write_text
 from edgevlm.errors import InputError
 from edgevlm.longrun import cache_folder
-
-
-def hardware() -> str:
-    """Processor model and core count, as far as the system tells."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("model name", "flags", "Features")):
-                model += line
-                if not line.startswith("model name"):
-                    break
-    return f"{model} x {os.cpu_count()}"
+from edgevlm.targets.isa import hardware
 
 
 def key(*parts: str) -> str:

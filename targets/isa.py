@@ -1,7 +1,10 @@
-"""The instruction sets of this CPU that decide which kernels a runtime uses, as Linux names them."""
+"""What this CPU is: its name, its cores, and the instruction sets that decide which kernels a runtime uses."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
 from pathlib import Path
 
 _FEATURES = (
@@ -11,7 +14,7 @@ _FEATURES = (
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Those that this CPU has; empty where the system does not tell."""
+    """Instruction sets that this CPU has, as Linux names them; empty where the system does not tell."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -23,3 +26,27 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
         for word in line.partition(":")[2].split()
     }
     return [feature for feature in _FEATURES if feature in present]
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        fields = {label.strip(): " ".join(value.split()) for label, _, value in (line.partition(":") for line in lines)}
+        # x86 has a name beside a number called model; a Raspberry Pi has its Model.
+        for label in ("model name", "Model"):
+            if fields.get(label):
+                return fields[label]
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> str:
+    """Processor model, its features and core count, as far as the system tells: what measurements are kept by."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("model name", "flags", "Features")):
+                model += line
+                if not line.startswith("model name"):
+                    break
+    return f"{model} x {os.cpu_count()}"

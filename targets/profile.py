@@ -49,16 +49,18 @@ class _Part(BaseModel):
 
 
 class _Sourced(_Part):
-    """Something stated, how sure it is, and where it is stated."""
+    """Something else stated, how sure it is, and where it is stated."""
 
     mark: Mark
     source: str = Field(min_length=3)
 
 
-class Figure(_Sourced):
-    """One number of a device."""
+class Figure(_Part):
+    """One number of a device, how sure it is, and where it is stated."""
 
     value: float = Field(gt=0)
+    mark: Mark
+    source: str = Field(min_length=3)
 
 
 class Capability(_Sourced):

@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("session", "doctor"),
     ("",),
     ("pipeline", "bench", *(f"zoo.{name}" for name in ZOO_HOST_HALF)),
-    ("bench.study",),
+    ("bench.study", "pipeline.estimate"),
     ("bench.suite", "cli"),
     ("__main__",),
 )

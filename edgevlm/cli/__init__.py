@@ -25,6 +25,7 @@ from edgevlm.tables import printable
 #: Verb -> one sentence for `edgevlm --help`. The verb's module has the same name and exposes `command`.
 VERBS = {
     "export": "Compile a checkpoint into a bundle.",
+    "estimate": "Forecast memory and speed of a model on a device.",
     "run": "Ask a bundle about an image.",
     "inspect": "Show what is in a bundle.",
     "build": "Build TensorRT engines into a bundle.",
@@ -33,6 +34,7 @@ VERBS = {
     "compare": "Say what got worse between two reports.",
     "study": "Compare many ways to compress one model.",
     "models": "List the models that can be exported.",
+    "targets": "Devices to compile for, and this machine as one.",
     "pruners": "List the methods that make visual tokens fewer.",
     "zoo": "Make reference checkpoints and test images.",
     "doctor": "Check this machine and its runtimes.",

@@ -20,7 +20,7 @@ from edgevlm.models.source import resolve
 from edgevlm.models.text_side import find_text_side
 from edgevlm.models.unknown import unknown_model
 from edgevlm.models.vlm import VlmModel, check_resolution, with_resolution
-from edgevlm.spec import ModelSpec
+from edgevlm.spec import FramedLayout, ModelSpec
 
 #: A family is a module of this package with `MODEL_TYPES` and `load(folder, config)`. It may have a `MARKER`, a file by
 #: which its folders are known, `recognises(config)` for a configuration without a model type, and `PROMPT_TEMPLATES` by
@@ -44,7 +44,7 @@ FAMILIES = (
 #: Fields of checkpoints whose weights are not plain numbers: transformers' and MLX's.
 _QUANTIZED = ("quantization_config", "quantization")
 
-__all__ = ["FAMILIES", "VlmModel", "load", "resolve"]
+__all__ = ["FAMILIES", "VlmModel", "describe", "load", "resolve"]
 
 
 def load(
@@ -80,6 +80,26 @@ def load(
         accept(spec)
     model = dataclasses.replace(model, spec=spec)
     return model if resolution is None else with_resolution(model, resolution)
+
+
+def describe(
+    folder: Path, *, resolution: int | None = None, prompt_template: str | None = None
+) -> tuple[ModelSpec, Path | None]:
+    """The spec of the checkpoint in `folder`, and its tokenizer where text stands between tiles of an image.
+
+    Weights are not read, but where the data tell whether the head is the embedding.
+
+    Raises:
+        CheckpointError: as `load`.
+        InputError: as `load`.
+    """
+    family, _ = _family(folder)
+    if hasattr(family, "describe"):
+        described = family.describe(folder, resolution)
+        return _with_options(family, described, resolution, prompt_template), None
+    model = load(folder, resolution=resolution, prompt_template=prompt_template)
+    framed = isinstance(model.spec.prompt.image_layout, FramedLayout)
+    return model.spec, model.tokenizer_files["tokenizer.json"] if framed else None
 
 
 def _family(folder: Path) -> tuple[ModuleType, dict[str, Any]]:

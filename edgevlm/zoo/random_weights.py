@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ def write_random(
     adjust: Callable[[str, tuple[int, ...], Tensor], None] | None = None,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    hollow: bool = False,
 ) -> None:
     """Write the safetensors format: header length, header, then each tensor's bytes.
 
@@ -67,8 +68,9 @@ def write_random(
         report: called with (bytes written, bytes in all, tensor name) after each tensor.
         adjust: alters drawn values in place; a tensor that it alters must not exceed one chunk (4 Mi elements).
         dtype: bfloat16, float16 or float32.
+        hollow: leave holes where weights would be; a file that takes no room, for what reads names and shapes alone.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
         integer = name.endswith("num_batches_tracked")
@@ -82,6 +84,9 @@ def write_random(
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
+    if hollow:
+        _leave_holes(file, header, end)
+        return
     written = 0
     for index, (name, shape) in enumerate(shapes.items()):
         if name.endswith("num_batches_tracked"):
@@ -92,3 +97,13 @@ def write_random(
                 written += file.write(values.to(dtype).view(torch.uint8).numpy().tobytes())
         if report is not None:
             report(written, end, name)
+
+
+def _leave_holes(file: BinaryIO, header: dict[str, Any], end: int) -> None:
+    """Make the file as long as it would be. Each tensor begins with its own number, so that none equals another."""
+    start = file.tell()
+    for number, entry in enumerate(header.values()):
+        if "data_offsets" in entry:
+            file.seek(start + entry["data_offsets"][0])
+            file.write(number.to_bytes(2, "little"))
+    file.truncate(start + end)

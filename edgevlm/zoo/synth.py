@@ -64,6 +64,8 @@ _OTHERS = {
     "llava-mini-qwen-0.5b": "edgevlm.zoo.synth_llava_mini",
 }
 NAMES = (*SPECS, *_OTHERS)
+#: Those in formats that cannot have holes.
+WHOLE = ("tinygpt-v",)
 _TINY = SynthSpec(
     encoder=FastViTHDSpec(depths=(1, 1, 1, 1, 1), dims=(12, 24, 48, 96, 192), squeeze_channels=24),
     decoder=sized("qwen2", ROWS, 128, 256, 2, 4, 2, context=2048),
@@ -81,6 +83,7 @@ def synth(
     resolution: int | None = None,
     replace_existing: bool = False,
     report: Report | None = None,
+    hollow: bool = False,
 ) -> None:
     """Write a random checkpoint of the sizes of `name` to the folder `out`, atomically.
 
@@ -88,6 +91,7 @@ def synth(
         tiny: the same layout and tie rule with an eighth of the widths, one block a stage and two decoder layers.
         resolution: input pixels, a multiple of 64; by default the published 1024 (`tiny`: 256).
         report: called with (bytes written, bytes in all, tensor name) after each tensor.
+        hollow: leave holes where weights would be, for what reads names and shapes alone; not for those of `WHOLE`.
 
     Raises:
         InputError: unknown name or resolution, or `out` cannot be written.
@@ -98,7 +102,8 @@ def synth(
         with atomic_folder(out, replace=replace_existing) as folder:
             _write_card(folder, name, tiny, seed)
             module = importlib.import_module(_OTHERS[name])
-            module.write(folder, name, tiny=tiny, seed=seed, resolution=resolution, report=report)
+            holes = {} if name in WHOLE else {"hollow": hollow}
+            module.write(folder, name, tiny=tiny, seed=seed, resolution=resolution, report=report, **holes)
         return
     published = SPECS[name]
     spec = published
@@ -123,7 +128,8 @@ def synth(
         save_tokenizer(tokenizer, folder, min(8192, spec.decoder.max_position_embeddings))
         _write_card(folder, name, tiny, seed)
         with (folder / "model.safetensors").open("wb") as file:
-            write_random(file, layout(spec), lambda name, shape: weight_moments(name, shape, spec), seed, report, _mix)
+            of_tensor = lambda name, shape: weight_moments(name, shape, spec)  # noqa: E731
+            write_random(file, layout(spec), of_tensor, seed, report, _mix, hollow=hollow)
 
 
 def _write_card(folder: Path, name: str, tiny: bool, seed: int) -> None:

@@ -18,7 +18,16 @@ from edgevlm.zoo.synth_llava_sizes import tiny as small
 from edgevlm.zoo.synth_llava_tensors import layout, moments
 
 
-def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | None, report: Report | None) -> None:
+def write(
+    folder: Path,
+    name: str,
+    *,
+    tiny: bool,
+    seed: int,
+    resolution: int | None,
+    report: Report | None,
+    hollow: bool = False,
+) -> None:
     """Write everything but the model card into `folder`.
 
     Args:
@@ -28,6 +37,7 @@ def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | N
         seed: of the weights.
         resolution: only the published one, since these towers have a table of positions.
         report: called with (bytes written, bytes in all, tensor name) after each tensor.
+        hollow: leave holes where weights would be.
 
     Raises:
         InputError: another resolution.
@@ -41,4 +51,5 @@ def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | N
     roles = layout(spec)
     shapes = {published: shape for published, (_, shape) in roles.items()}
     with (folder / "model.safetensors").open("wb") as weights:
-        write_random(weights, shapes, lambda tensor, shape: moments(roles[tensor][0], shape, spec), seed, report)
+        of_role = lambda tensor, shape: moments(roles[tensor][0], shape, spec)  # noqa: E731
+        write_random(weights, shapes, of_role, seed, report, hollow=hollow)

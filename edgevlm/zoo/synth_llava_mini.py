@@ -72,7 +72,16 @@ SPECS: dict[str, LlavaSynth] = {
 }
 
 
-def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | None, report: Report | None) -> None:
+def write(
+    folder: Path,
+    name: str,
+    *,
+    tiny: bool,
+    seed: int,
+    resolution: int | None,
+    report: Report | None,
+    hollow: bool = False,
+) -> None:
     """Write everything but the model card into `folder`.
 
     Args:
@@ -82,6 +91,7 @@ def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | N
         seed: of the weights.
         resolution: only the published one, since CLIP has a table of positions.
         report: called with (bytes written, bytes in all, tensor name) after each tensor.
+        hollow: leave holes where weights would be.
 
     Raises:
         InputError: another resolution.
@@ -95,7 +105,7 @@ def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | N
     write_text(folder / "generation_config.json", json.dumps({"do_sample": False, "eos_token_id": stop_ids}) + "\n")
     write_text(folder / "tokenizer_config.json", json.dumps({"model_max_length": _context(spec)}) + "\n")
     write_text(folder / "tokenizer.json", special_tokenizer(ids))
-    _write_shards(folder, layout(spec), spec, seed, report)
+    _write_shards(folder, layout(spec), spec, seed, report, hollow)
 
 
 def layout(spec: LlavaSynth) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -151,7 +161,12 @@ def moments(role: str, shape: tuple[int, ...], spec: LlavaSynth) -> tuple[float,
 
 
 def _write_shards(
-    folder: Path, roles: dict[str, tuple[str, tuple[int, ...]]], spec: LlavaSynth, seed: int, report: Report | None
+    folder: Path,
+    roles: dict[str, tuple[str, tuple[int, ...]]],
+    spec: LlavaSynth,
+    seed: int,
+    report: Report | None,
+    hollow: bool,
 ) -> None:
     """Three shards of about one size and a last one with CLIP, and the index."""
     sizes = {name: math.prod(shape) * _dtype(name).itemsize for name, (_, shape) in roles.items()}
@@ -182,6 +197,7 @@ def _write_shards(
                 seed * _SHARDS + number,
                 tell,
                 dtype=_dtype(names[0]),
+                hollow=hollow,
             )
         done += sum(sizes[name] for name in names)
     content = {"metadata": {"total_size": total}, "weight_map": index}

@@ -61,7 +61,16 @@ _TINY = Qwen2VlSynth(
 )
 
 
-def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | None, report: Report | None) -> None:
+def write(
+    folder: Path,
+    name: str,
+    *,
+    tiny: bool,
+    seed: int,
+    resolution: int | None,
+    report: Report | None,
+    hollow: bool = False,
+) -> None:
     """Write everything but the model card into `folder`.
 
     Args:
@@ -71,6 +80,7 @@ def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | N
         seed: of the weights.
         resolution: the square root of the most pixels of an image, a multiple of 28; by default as published.
         report: called with (bytes written, bytes in all, tensor name) after each tensor.
+        hollow: leave holes where weights would be.
 
     Raises:
         InputError: the resolution is no such multiple.
@@ -84,7 +94,8 @@ def write(folder: Path, name: str, *, tiny: bool, seed: int, resolution: int | N
         write_text(folder / file, json.dumps(content, indent=2) + "\n")
     write_text(folder / "tokenizer.json", _tokenizer(spec.special_start))
     with (folder / "model.safetensors").open("wb") as weights:
-        write_random(weights, layout(spec), lambda tensor, shape: moments(tensor, shape, spec), seed, report)
+        of_tensor = lambda tensor, shape: moments(tensor, shape, spec)  # noqa: E731
+        write_random(weights, layout(spec), of_tensor, seed, report, hollow=hollow)
 
 
 def layout(spec: Qwen2VlSynth) -> dict[str, tuple[int, ...]]:
