@@ -7,23 +7,17 @@ permuted prompt, with caches off, because a benchmark that sends one image five 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from edgevlm.bench.images import photo_like
 from edgevlm.bench.job import LatencyPlan, Phase
-from edgevlm.bench.report import Flag, Latency, Sample, Stages
+from edgevlm.bench.report import Latency, Overhead, Sample, Stages
 from edgevlm.bench.stats import Summary, summarise
 from edgevlm.bench.subject import Subject, check, sample
 
 _PROMPT = ("Describe", "the", "colours", "of", "this", "image", "and", "what", "may", "be", "in", "each", "corner")
-
-#: Beyond these a figure gets a flag.
-MAX_FIRST_OVER_MEDIAN = 2.0
-MAX_CV = 0.10
-MIN_GAPS = 8
-MAX_OTHER_CPU = 0.10
 
 
 @dataclass
@@ -104,14 +98,22 @@ def _timed(subject: Subject, plan: LatencyPlan, index: int, *, reuse: bool = Fal
     return sample(check(reply, 1, plan.max_tokens), f"{plan.seed}/{index}", prompt, wall_ms)
 
 
-def summarise_latency(samples: Samples, other_cpu_share: float | None) -> Latency | None:
+def summarise_latency(
+    samples: Samples, other_cpu_share: float | None, watch_share: float | None = None
+) -> Latency | None:
     """The figures, or None where the steady phase has not begun.
 
     The first cached answer fills the cache and is left out of the cached figure.
+
+    Args:
+        samples: of all phases.
+        other_cpu_share: of the machine's CPU time, what other processes used meanwhile; None if unknown.
+        watch_share: CPU seconds of the process that watches, per second; None if unknown.
     """
     cold, steady, cached, repeat = samples.of("cold"), samples.of("steady"), samples.of("cached"), samples.of("repeat")
     if not cold or not steady:
         return None
+    steady_s = _seconds(steady)
     tpot = summarise([taken.tpot_ms for taken in steady if taken.tpot_ms is not None])
     return Latency(
         load_ms=samples.load_ms,
@@ -131,6 +133,8 @@ def summarise_latency(samples: Samples, other_cpu_share: float | None) -> Latenc
         image_tokens=steady[0].image_tokens,
         prompt_tokens=round(median(taken.prompt_tokens for taken in steady)),
         other_cpu_share=other_cpu_share,
+        steady_s=steady_s,
+        overhead=_overhead(steady, steady_s, watch_share),
         cold=cold[0],
         warmup=samples.of("warmup"),
         steady=steady,
@@ -139,31 +143,17 @@ def summarise_latency(samples: Samples, other_cpu_share: float | None) -> Latenc
     )
 
 
-def flags(latency: Latency) -> list[Flag]:
-    """What a reader must know before trusting the figures."""
-    found = []
-    steady, ttft = latency.steady, latency.ttft_steady_ms
-    ratio = steady[0].ttft_ms / ttft.median if ttft.median > 0 else 1.0
-    if ratio > MAX_FIRST_OVER_MEDIAN:
-        text = f"first steady TTFT is {ratio:.1f} times the median: a cache or lazy initialisation is suspected"
-        found.append(Flag(code="cache-suspected", text=text))
-    if ttft.cv is not None and ttft.cv > MAX_CV:
-        found.append(Flag(code="noisy", text=f"TTFT varies by {ttft.cv:.0%} (CV) over {ttft.n} answers"))
-    if latency.other_cpu_share is not None and latency.other_cpu_share > MAX_OTHER_CPU:
-        text = f"other processes used {latency.other_cpu_share:.0%} of the CPU meanwhile: times are too long"
-        found.append(Flag(code="contended", text=text))
-    repeated = latency.repeat is not None and latency.repeat.output_sha256 != steady[0].output_sha256
-    if repeated or len({taken.output_sha256 for taken in latency.cached}) > 1:
-        found.append(Flag(code="non-deterministic", text="greedy decoding gave other tokens for the same input"))
-    reused = max(taken.reused_tokens for taken in steady)
-    if reused:
-        found.append(
-            Flag(code="reused-prompt", text=f"up to {reused} prompt tokens of steady answers came from a cache")
-        )
-    gaps = median(len(taken.gaps_ms) for taken in steady)
-    if gaps < MIN_GAPS:
-        found.append(Flag(code="few-tokens", text=f"answers had {gaps:g} token gaps: decode speed rests on few"))
-    return found
+def _seconds(steady: Sequence[Sample]) -> float | None:
+    """From the first answer's start to the last one's end; None where the times are not known."""
+    first, last = steady[0].at_s, steady[-1].at_s
+    return None if first is None or last is None else last - first + steady[-1].wall_ms / 1000
+
+
+def _overhead(steady: Sequence[Sample], seconds: float | None, watch_share: float | None) -> Overhead | None:
+    if not seconds:
+        return None
+    answering = sum(taken.wall_ms for taken in steady) / 1000
+    return Overhead(between=max(0.0, 1 - answering / seconds), watching=watch_share)
 
 
 def _summary(values: list[float]) -> Summary:

@@ -31,6 +31,7 @@ class Measured:
         answers: to the items, those that were known before the worker began in front.
         origin_s: the monotonic clock at the worker's start, from which the times of samples count.
         other_cpu_share: what other processes used during the steady samples; None if unknown.
+        watch_share: CPU seconds that watching took per second of these; None if unknown.
         memory: of its process tree.
     """
 
@@ -42,6 +43,7 @@ class Measured:
     answers: Answers = field(default_factory=Answers)
     origin_s: float = 0.0
     other_cpu_share: float | None = None
+    watch_share: float | None = None
     memory: Memory | None = None
 
 
@@ -100,6 +102,9 @@ class _Listener:
             if self._cpu is None:
                 self._cpu = CpuShare(self._pid)
             self._measured.other_cpu_share = self._cpu.others()
+            self._measured.watch_share = self._cpu.watching()
+            if self.watch is not None:
+                self.watch.mark_answer()
         plan = self._job.latency
         if plan is not None and message.phase in ("repeat", "cached"):
             done = len(self._measured.samples.of("cached")) >= plan.cached

@@ -68,6 +68,15 @@ class Stages(Part):
     first_decode_ms: Summary
 
 
+class Overhead(Part):
+    """What the bench itself took of the steady phase."""
+
+    between: float = Field(description="share of its time that passed between answers, such as making the next image")
+    watching: float | None = Field(
+        description="CPU seconds of the process that samples memory, per second; null where the phase was too short"
+    )
+
+
 class Latency(Part):
     """Latency of one bundle, with the raw samples."""
 
@@ -84,6 +93,8 @@ class Latency(Part):
     other_cpu_share: float | None = Field(
         description="share of the machine's CPU time that other processes used during the steady samples"
     )
+    steady_s: float | None = Field(default=None, description="from the first steady answer's start to the last's end")
+    overhead: Overhead | None = Field(default=None, description="what measuring itself took; null where not known")
     cold: Sample
     warmup: list[Sample]
     steady: list[Sample]
@@ -99,6 +110,7 @@ class Memory(Part):
     loaded_rss_bytes: int | None = Field(description="resident set when loading had finished")
     interval_ms: float = Field(description="time between two samples of the resident set")
     samples: int
+    steady_rss_bytes: list[int] = Field(default=[], description="resident set after each steady answer")
 
 
 class Figure(Part):
@@ -195,6 +207,8 @@ class Flag(Part):
         "reused-prompt",
         "few-tokens",
         "contended",
+        "drift",
+        "memory-growth",
         "no-method-cost",
         "not-timed",
         "throttled",

@@ -19,9 +19,10 @@ from edgevlm.bench.baseline import Reference
 from edgevlm.bench.definitions import DEFINITIONS, ENERGY_DEFINITIONS
 from edgevlm.bench.energy import Metering
 from edgevlm.bench.environment import environment, now
+from edgevlm.bench.flags import latency_flags, memory_flags
 from edgevlm.bench.job import Prediction
 from edgevlm.bench.journal import Journal, read_journal, to_text
-from edgevlm.bench.latency import flags, summarise_latency
+from edgevlm.bench.latency import summarise_latency
 from edgevlm.bench.measured import Measured, run_worker
 from edgevlm.bench.pace import Pace
 from edgevlm.bench.plan import Work, plan
@@ -126,7 +127,7 @@ def measure_row(
             metering.begin()
         measured = _run(work, worker, settings, pace, journal, key)
     timed = measured.stage == "accuracy" or not measured.failure
-    latency = summarise_latency(measured.samples, measured.other_cpu_share) if timed else None
+    latency = summarise_latency(measured.samples, measured.other_cpu_share, measured.watch_share) if timed else None
     row = row.model_copy(
         update={
             "status": "failed" if measured.failure else "ok",
@@ -136,7 +137,7 @@ def measure_row(
             "decoder_engine": measured.loaded.decoder_engine if measured.loaded else None,
             "latency": latency,
             "memory": measured.memory,
-            "flags": flags(latency) if latency is not None else [],
+            "flags": [*latency_flags(latency), *memory_flags(measured.memory)] if latency is not None else [],
         }
     )
     if metering is not None and latency is not None:

@@ -6,7 +6,8 @@ why they are missing. Accuracy does not mind a busy machine; this does.
 
 from __future__ import annotations
 
-from edgevlm.bench.latency import Samples, flags, summarise_latency
+from edgevlm.bench.flags import latency_flags
+from edgevlm.bench.latency import Samples, summarise_latency
 from edgevlm.bench.measured import run_worker
 from edgevlm.bench.method_cost import method_cost
 from edgevlm.bench.pace import Pace
@@ -33,10 +34,10 @@ def time_unpruned(row: Row, bundle: Bundle, settings: Settings, pace: Pace, work
     """The row of the unpruned bundle with its times."""
     job = bundle_job(bundle.path, settings, None)
     measured = run_worker(job, worker, settings.silence_s, pace)
-    latency = summarise_latency(measured.samples, measured.other_cpu_share)
+    latency = summarise_latency(measured.samples, measured.other_cpu_share, measured.watch_share)
     if measured.failure or latency is None:
         return not_timed(row, measured.failure)
-    return row.model_copy(update={"latency": latency, "flags": [*row.flags, *flags(latency)]})
+    return row.model_copy(update={"latency": latency, "flags": [*row.flags, *latency_flags(latency)]})
 
 
 def time_cell(row: Row, bundle: Bundle, unpruned: Bundle, settings: Settings, pace: Pace, worker: str) -> Row:
@@ -45,11 +46,11 @@ def time_cell(row: Row, bundle: Bundle, unpruned: Bundle, settings: Settings, pa
     assert pruning is not None
     job = bundle_job(bundle.path, settings, None).model_copy(update={"beside": str(unpruned.path)})
     measured = run_worker(job, worker, settings.silence_s, pace)
-    latency = summarise_latency(measured.samples, measured.other_cpu_share)
+    latency = summarise_latency(measured.samples, measured.other_cpu_share, measured.watch_share)
     other = summarise_latency(measured.beside, None)
     if measured.failure or latency is None or other is None:
         return not_timed(row, measured.failure)
-    told = [*row.flags, *flags(latency)]
+    told = [*row.flags, *latency_flags(latency)]
     pace.say("the method's own cost")
     try:
         cost = _cost(pruning, measured.samples, measured.beside, bundle, unpruned, settings)

@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 from bench_fakes import FakeModel
 
+from edgevlm.bench.flags import latency_flags, memory_flags
 from edgevlm.bench.job import Job, LatencyPlan, Phase
-from edgevlm.bench.latency import Samples, flags, measure, summarise_latency
-from edgevlm.bench.report import Sample
+from edgevlm.bench.latency import Samples, measure, summarise_latency
+from edgevlm.bench.report import Memory, Sample
 from edgevlm.bench.subject import check
 from edgevlm.errors import EngineError
 
@@ -34,7 +35,7 @@ def gathered(changes: dict[Phase, dict[str, object]] | None = None, first: dict[
 def codes(samples: Samples, other_cpu_share: float | None = None) -> set[str]:
     latency = summarise_latency(samples, other_cpu_share)
     assert latency is not None
-    return {flag.code for flag in flags(latency)}
+    return {flag.code for flag in latency_flags(latency)}
 
 
 def test_no_image_or_prompt_is_seen_twice_before_the_repeat() -> None:
@@ -105,6 +106,64 @@ def test_reused_prompts_scatter_and_contention_are_told() -> None:
     assert codes(gathered(first={"vision_ms": 100.0})) == {"noisy"}
     assert codes(gathered(), 0.3) == {"contended"}
     assert codes(gathered({"steady": {"gaps_ms": [1.0]}})) == {"few-tokens"}
+
+
+def steadily(field: str, step: float) -> Samples:
+    """The samples of a healthy run in which a stage takes longer from answer to answer."""
+    samples = gathered()
+    steady = samples.of("steady")
+    steady[:] = [
+        taken.model_copy(update={field: getattr(taken, field) + step * index}) for index, taken in enumerate(steady)
+    ]
+    samples.of("repeat")[0] = samples.of("repeat")[0].model_copy(update={field: getattr(steady[-1], field)})
+    return samples
+
+
+def test_times_that_rise_or_fall_steadily_are_told() -> None:
+    assert codes(steadily("prefill_ms", 3.0)) == {"drift"}
+    assert codes(steadily("prefill_ms", -3.0)) == {"drift"}
+    assert codes(steadily("prefill_ms", 0.1)) == set()
+
+
+@pytest.mark.parametrize("stage", ["vision_ms", "prefill_ms"])
+def test_input_that_is_known_when_it_comes_again_shows_a_cache(stage: str) -> None:
+    quickest = min(getattr(taken, stage) for taken in gathered().of("steady"))
+    assert codes(gathered({"repeat": {stage: quickest / 3}})) == {"cache-suspected"}
+    assert codes(gathered({"repeat": {stage: quickest / 1.5}})) == set()
+
+
+def remembered(sizes: list[int]) -> set[str]:
+    memory = Memory(
+        peak_rss_bytes=max(sizes),
+        peak_pss_bytes=None,
+        loaded_rss_bytes=None,
+        interval_ms=20,
+        samples=9,
+        steady_rss_bytes=sizes,
+    )
+    return {flag.code for flag in memory_flags(memory)}
+
+
+def test_memory_that_grows_from_answer_to_answer_is_told() -> None:
+    assert remembered([400_000_000 + 10_000_000 * index for index in range(8)]) == {"memory-growth"}
+    assert remembered([400_000_000 + 1_000_000 * index for index in range(8)]) == set()
+    assert remembered([400_000_000, 600_000_000, *[650_000_000] * 8]) == set()
+    assert memory_flags(None) == []
+
+
+def test_what_measuring_takes_stands_beside_the_figures() -> None:
+    samples = gathered()
+    steady = samples.of("steady")
+    steady[:] = [
+        taken.model_copy(update={"at_s": 2.0 + 0.5 * index, "wall_ms": 495.0}) for index, taken in enumerate(steady)
+    ]
+    latency = summarise_latency(samples, None, 0.004)
+    assert latency is not None
+    assert latency.overhead is not None
+    assert latency.steady_s is not None
+    assert latency.steady_s == pytest.approx(7 * 0.5 + 0.495)
+    assert latency.overhead.between == pytest.approx(7 * 0.005 / latency.steady_s)
+    assert latency.overhead.watching == 0.004
 
 
 @pytest.mark.parametrize(
