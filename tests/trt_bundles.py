@@ -1,4 +1,4 @@
-"""A bundle with a build plan and one small graph, INT4 weights and all, that TensorRT builds in a moment."""
+"""Bundles for TensorRT: of a whole model, and one of a single small graph, INT4 weights and all, built in a moment."""
 
 from pathlib import Path
 
@@ -8,6 +8,11 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny import tiny_model
 
 from edgevlm.bundle import SCHEMA_VERSION, ArtifactEntry, Manifest, sha256_file, write_manifest
+from edgevlm.exporters.base import Artifact
+from edgevlm.exporters.tensorrt.exporter import export
+from edgevlm.exporters.tensorrt.versions import TensorRtOptions
+from edgevlm.models.vlm import VlmModel
+from edgevlm.recipe import Precision, VisionPrecision
 from edgevlm.runtimes.build_plan import (
     PLAN,
     PLAN_SCHEMA_VERSION,
@@ -37,24 +42,48 @@ def int4_bundle(folder: Path, tensorrt: str = "10.3", weight_bytes: int = PACKED
         components=(_component(weight_bytes),),
     )
     write_build_plan(folder, plan)
-    files = [(PLAN, "config", "json"), ("onnx/vision_encoder.onnx", "vision", "onnx")]
+    artifacts = [Artifact(PLAN, "config", "json"), Artifact("onnx/vision_encoder.onnx", "vision", "onnx")]
+    return name_files(folder, tiny_model(), artifacts)
+
+
+def trt_bundle(
+    folder: Path, model: VlmModel, options: TensorRtOptions, precision: Precision, vision_precision: VisionPrecision
+) -> Path:
+    """A bundle of a model in the standard dialect, as the export writes it."""
+    folder.mkdir()
+    artifacts = export(
+        model,
+        folder,
+        precision=precision,
+        vision_precision=vision_precision,
+        options=options,
+        progress=lambda *_: None,
+    )
+    return name_files(folder, model, artifacts)
+
+
+def name_files(folder: Path, model: VlmModel, artifacts: list[Artifact]) -> Path:
+    """Write the manifest of files that are there."""
     entries = [
         ArtifactEntry(
-            path=path,
-            role=role,
-            format=kind,
-            bytes=(folder / path).stat().st_size,
-            sha256=sha256_file(folder / path),
+            path=each.path,
+            role=each.role,
+            format=each.format,
+            precision=each.precision,
+            bytes=(folder / each.path).stat().st_size,
+            sha256=sha256_file(folder / each.path),
         )
-        for path, role, kind in files
+        for each in artifacts
     ]
-    spec = tiny_model().spec.to_dict()
-    write_manifest(
-        folder,
-        Manifest(
-            schema_version=SCHEMA_VERSION, name="tiny", format="tensorrt", spec=spec, recipe={}, artifacts=entries
-        ),
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=model.spec.name,
+        format="tensorrt",
+        spec=model.spec.to_dict(),
+        recipe={},
+        artifacts=entries,
     )
+    write_manifest(folder, manifest)
     return folder
 
 

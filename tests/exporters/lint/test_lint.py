@@ -11,6 +11,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from tiny import tiny_bundle, tiny_model
 
 from edgevlm.cli import main
 from edgevlm.errors import InputError, UnsupportedError
@@ -246,6 +247,17 @@ def test_the_parsers_own_words_are_added(tmp_path: Path) -> None:
     found = [finding for finding in lint_graph(path, RTX) if finding.blocks]
     assert [(finding.node, finding.op) for finding in found] == [("product", "MatMul")]
     assert "tensorrt-rtx" in found[0].source
+
+
+def test_a_bundle_for_cpus_is_refused_with_the_flag_that_helps(tmp_path: Path) -> None:
+    """Its decoder is in contrib operators; each of them is named, once a node."""
+    bundle = tiny_bundle(tiny_model(), tmp_path / "bundle", "int4")
+    toolkit, findings = lint(bundle.path, "jetson-orin-nano")
+    assert str(toolkit) == "TensorRT 10.3 on SM 8.7"
+    refused = {finding.op: finding.fix for finding in findings if finding.blocks}
+    assert {"com.microsoft.GroupQueryAttention", "com.microsoft.MatMulNBits"} <= set(refused)
+    assert all("--format tensorrt" in fix for fix in refused.values())
+    assert {finding.file for finding in findings} <= {"decoder.onnx", "embed.onnx", "vision.onnx"}
 
 
 def test_a_jetpack_chooses_the_version() -> None:
