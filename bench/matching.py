@@ -82,6 +82,11 @@ def precision(row: Row) -> str:
     return ", ".join(f"{role} {by_role[role]}" for role in roles)
 
 
+def precision_of(row: Row, role: str) -> str:
+    """Of the weights of a role; empty where there are none."""
+    return next((file.precision for file in row.files if file.role == role and file.parameters), "")
+
+
 def pruning_label(row: Row) -> str:
     """What was done to the model before export; empty for nothing, and where the report does not tell."""
     return _pruning(row) or ""

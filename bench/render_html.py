@@ -8,21 +8,33 @@ import shlex
 from markupsafe import Markup
 
 from edgevlm.bench import format as show
-from edgevlm.bench.charts import accuracy_scatter, share_bar, ttft_bars
+from edgevlm.bench.card import card
+from edgevlm.bench.charts import share_bar, ttft_bars
+from edgevlm.bench.distribution import ridges
 from edgevlm.bench.energy_table import energy, heat
 from edgevlm.bench.findings import findings
-from edgevlm.bench.page import NARROW, WIDE, fill
+from edgevlm.bench.page import both, fill
 from edgevlm.bench.pairs import Proportion
-from edgevlm.bench.report import Report
+from edgevlm.bench.report import Report, Row
 from edgevlm.bench.reproduce import facts
+from edgevlm.bench.scatter import Cost, accuracy_scatter, has_points
 from edgevlm.bench.table import comparison, latency, pairs
-from edgevlm.bench.timeline import timeline
+from edgevlm.bench.timeline import has_timeline, timeline
+
+_SCATTERS: tuple[tuple[str, Cost], ...] = (
+    ("Accuracy against time to first token", "ttft"),
+    ("Accuracy against size", "size"),
+)
+#: Rows whose answers are drawn over time; those that were throttled come first.
+_TIMELINES = 12
 
 
 def render_html(report: Report) -> str:
     """The whole report as an HTML page."""
     timed = any(row.latency is not None for row in report.rows)
     scored = [row for row in report.rows if row.accuracy is not None]
+    seen = [row for row in report.rows if has_timeline(row)]
+    seen.sort(key=lambda row: not (row.heat and row.heat.throttled))
     return fill(
         "report.html.jinja",
         report=report,
@@ -33,17 +45,15 @@ def render_html(report: Report) -> str:
         latency=latency(report),
         pairs=pairs(report),
         scored=scored,
-        bars_wide=Markup(ttft_bars(report, WIDE)) if timed else "",
-        bars_narrow=Markup(ttft_bars(report, NARROW)) if timed else "",
-        scatter_wide=Markup(accuracy_scatter(report, WIDE)) if scored else "",
-        scatter_narrow=Markup(accuracy_scatter(report, NARROW)) if scored else "",
+        card=card(report),
+        bars=both(lambda width: ttft_bars(report, width)) if timed else (),
+        ridges_ttft=both(lambda width: ridges(report, "ttft", width)) if timed else (),
+        ridges_gaps=both(lambda width: ridges(report, "gaps", width)) if timed else (),
+        scatters=[(title, _scatter(report, cost)) for title, cost in _SCATTERS if has_points(report, cost)],
         energy=energy(report),
         heat=heat(report),
-        timelines=[
-            (row.name, Markup(timeline(row, WIDE)), Markup(timeline(row, NARROW)))
-            for row in report.rows
-            if row.heat is not None and row.latency is not None
-        ],
+        timelines=[(row.name, _timeline(row)) for row in seen[:_TIMELINES]],
+        timelines_left=max(0, len(seen) - _TIMELINES),
         share_bar=_share_bar,
         facts=facts(report)[1:],
         command=shlex.join(report.settings.command_line),
@@ -52,6 +62,14 @@ def render_html(report: Report) -> str:
         megabytes=show.megabytes,
         bits=show.bits,
     )
+
+
+def _scatter(report: Report, cost: Cost) -> tuple[Markup, Markup]:
+    return both(lambda width: accuracy_scatter(report, cost, width))
+
+
+def _timeline(row: Row) -> tuple[Markup, Markup]:
+    return both(lambda width: timeline(row, width))
 
 
 def _share_bar(share: Proportion, chance: float) -> Markup:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 from xml.etree import ElementTree
 
 #: Mean width of a character of the page's sans-serif font, in em.
 _CHARACTER_EM = 0.6
+#: Narrower drawings are for phones, where nothing hovers.
+_HOVERED = 500
+T = TypeVar("T")
 
 
 class Canvas:
@@ -51,9 +55,17 @@ class Canvas:
         joined = " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
         self._add("polyline", {"points": joined, "class": css})
 
+    def polygon(
+        self, points: Sequence[tuple[float, float]], css: str, *, tip: str = "", data: float | None = None
+    ) -> None:
+        """A filled shape; tenths of a pixel are enough for it."""
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self._add("polygon", {"points": joined, "class": css}, tip, data)
+
     def text(self, x: float, y: float, text: str, css: str, anchor: str = "start") -> None:
         """Text whose baseline starts, ends or is centred at (x, y)."""
-        element = self._add("text", {"x": _number(x), "y": _number(y), "class": css, "text-anchor": anchor})
+        aligned = {} if anchor == "start" else {"text-anchor": anchor}
+        element = self._add("text", {"x": _number(x), "y": _number(y), "class": css, **aligned})
         element.text = text
 
     def markup(self) -> str:
@@ -66,9 +78,16 @@ class Canvas:
         if data is not None:
             attributes = {**attributes, "data-value": repr(data)}
         element = ElementTree.SubElement(self._root, tag, attributes)
-        if tip:
+        if tip and self.width >= _HOVERED:
             ElementTree.SubElement(element, "title").text = tip
         return element
+
+
+def thinned(values: Sequence[T], limit: int) -> list[T]:
+    """At most `limit` of the values, evenly spaced, the first and the last among them."""
+    if len(values) <= limit:
+        return list(values)
+    return [values[round(index * (len(values) - 1) / (limit - 1))] for index in range(limit)]
 
 
 def text_width(text: str, size: float) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edgevlm.bench import format as show
+from edgevlm.bench.matching import precision_of, pruning_label
 from edgevlm.bench.report import Report, Row, Verdict
 from edgevlm.bench.stats import Percentile
 
@@ -36,9 +37,13 @@ class Table:
 
 def comparison(report: Report) -> Table:
     """One line a row: what it weighs, whether it is right, how fast it answers."""
+    pruned = any(pruning_label(row) for row in report.rows)
     headers: tuple[str, ...] = (
         "bundle",
         "status",
+        "format",
+        "precision",
+        *(("pruning",) if pruned else ()),
         "size",
         "bits/weight",
         "accuracy",
@@ -52,8 +57,11 @@ def comparison(report: Report) -> Table:
         headers = (*headers, "energy/answer")
     rows = tuple(
         (
-            Cell(row.name, row.format),
+            Cell(row.name),
             status(row),
+            Cell(row.format),
+            _precision(row),
+            *((Cell(pruning_label(row) or show.NONE),) if pruned else ()),
             Cell(show.megabytes(row.total_bytes)),
             Cell(show.bits(row.bits_per_weight)),
             _accuracy(row),
@@ -65,7 +73,7 @@ def comparison(report: Report) -> Table:
         )
         for row in report.rows
     )
-    return Table(headers, rows, headers[2:])
+    return Table(headers, rows, headers[headers.index("size") :])
 
 
 def latency(report: Report) -> Table:
@@ -173,6 +181,12 @@ def _percentile(point: Percentile | None, n: int) -> Cell:
     if point is None:
         return Cell("n/a", f"n={n}", "quiet")
     return Cell(show.three_digits(point.value), show.span(point))
+
+
+def _precision(row: Row) -> Cell:
+    """Of the decoder, and below it of the vision tower where that has another."""
+    decoder, vision = (precision_of(row, role) for role in ("decoder", "vision"))
+    return Cell(decoder or vision or show.NONE, f"vision {vision}" if decoder and vision not in ("", decoder) else "")
 
 
 def _energy(row: Row) -> Cell:

@@ -8,17 +8,24 @@ from edgevlm.bench import format as show
 from edgevlm.bench.axes import Axis
 from edgevlm.bench.metered import Series
 from edgevlm.bench.report import Row
-from edgevlm.bench.svg import Canvas, ticks
+from edgevlm.bench.svg import Canvas, thinned, ticks
 
 _PANEL = 92.0
 _GAP = 30.0
 _LEFT = 58.0
 _RIGHT = 14.0
+#: Answers that are drawn of a row, evenly spaced.
+_DOTS = 80
+_QUANTITIES = {"W": "power", "°C": "temperature", "MHz": "clock"}
+
+
+def has_timeline(row: Row) -> bool:
+    """Whether it is known when the answers of a row began."""
+    return row.latency is not None and any(sample.at_s is not None for sample in row.latency.steady)
 
 
 def timeline(row: Row, width: float) -> str:
-    """The picture of a row with heat; a panel for each quantity that was read, all over the same seconds."""
-    assert row.heat is not None
+    """The picture of a timed row; a panel for each quantity that was read, all over the same seconds."""
     assert row.latency is not None
     samples = [row.latency.cold, *row.latency.warmup, *row.latency.steady]
     timed = [(each.at_s, each.tpot_ms) for each in samples if each.at_s is not None and each.tpot_ms is not None]
@@ -27,10 +34,11 @@ def timeline(row: Row, width: float) -> str:
     low, high = min(spread, default=0.0), max(spread, default=1.0)
     across = Axis(low, max(high, low + 1e-3), _LEFT, width - _RIGHT)
     panels = 1 + len(lines)
-    canvas = Canvas(width, panels * (_PANEL + _GAP) + 24, "Time per token, power, temperature and clock over the run")
+    read = [_QUANTITIES[line.unit] for line in lines]
+    canvas = Canvas(width, panels * (_PANEL + _GAP) + 24, f"{', '.join(['Time per token', *read])} over the run")
     top = _GAP - 8
     up = _panel(canvas, top, width, "time per token, ms", [value for _, value in timed])
-    for at, value in timed:
+    for at, value in thinned(timed, _DOTS):
         canvas.circle(across.at(at), up.at(value), 3, "point", tip=show.milliseconds(value), data=value)
     for line in lines:
         top += _PANEL + _GAP
@@ -45,7 +53,8 @@ def timeline(row: Row, width: float) -> str:
 
 def _shown(row: Row, unit: str) -> Series | None:
     """The series of a unit that is drawn: the first power, the hottest zone, the first clock; a GPU's before others."""
-    assert row.heat is not None
+    if row.heat is None:
+        return None
     found = [each for each in row.heat.series if each.unit == unit]
     if unit == "°C":
         return next((each for each in found if f"{each.source} {each.name}" == row.heat.zone), None)

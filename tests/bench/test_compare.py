@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from html_page import HOSTILE, Page
@@ -21,9 +22,9 @@ from edgevlm.cli import main
 ROOT = Path(__file__).parent.parent.parent
 
 
-def compared(folder: Path, old: Report, new: Report, **changes: float) -> Comparison:
+def compared(folder: Path, old: Report, new: Report, tolerance: float = 0.05) -> Comparison:
     both = (read_report(save(folder / "old", old)), read_report(save(folder / "new", new)))
-    return compare(*both, **{"tolerance": 0.05, "margin": 0.02, **changes})
+    return compare(*both, tolerance=tolerance, margin=0.02)
 
 
 def change(found: Comparison, figure: str) -> Change:
@@ -113,7 +114,7 @@ def test_names_decide_between_rows_that_are_alike() -> None:
 
 
 def test_a_row_that_worked_and_now_fails_is_a_regression(tmp_path: Path) -> None:
-    failed: dict[str, object] = {"status": "failed", "reason": "SIGSEGV", "vision_engine": None, "decoder_engine": None}
+    failed: dict[str, Any] = {"status": "failed", "reason": "SIGSEGV", "vision_engine": None, "decoder_engine": None}
     found = compared(tmp_path, report(row("a")), report(row("a", n=0, memory=None, **failed)))
     assert found.regressions == ["a no longer works"]
     assert found.rows[0].reason == "SIGSEGV"
@@ -195,7 +196,7 @@ def test_committed_schema_is_that_of_the_code() -> None:
 
 
 def test_renderings_show_every_row_and_defuse_foreign_text(tmp_path: Path) -> None:
-    bad = {"licence": HOSTILE, "model": HOSTILE}
+    bad: dict[str, Any] = {"licence": HOSTILE, "model": HOSTILE}
     found = compared(tmp_path, report(row(HOSTILE, **bad)), report(row(HOSTILE, slower=1.2, **bad)))
     page = Page(render_html(found))
     assert not page.misnested

@@ -12,7 +12,7 @@ import pytest
 from html_page import HOSTILE, Page
 from jsonschema import Draft202012Validator
 
-from edgevlm.bench.charts import accuracy_scatter, share_bar, ttft_bars
+from edgevlm.bench.charts import share_bar, ttft_bars
 from edgevlm.bench.definitions import DEFINITIONS
 from edgevlm.bench.pairs import wilson
 from edgevlm.bench.reference import reference
@@ -20,6 +20,7 @@ from edgevlm.bench.render_console import print_report
 from edgevlm.bench.render_html import render_html
 from edgevlm.bench.render_markdown import render_markdown
 from edgevlm.bench.report import Latency, Paired, Report, report_schema
+from edgevlm.bench.scatter import accuracy_scatter
 from edgevlm.bench.write import write_report
 
 ROOT = Path(__file__).parent.parent.parent
@@ -155,7 +156,7 @@ def test_bars_are_as_long_as_the_stages(report: Report, width: float) -> None:
 
 @pytest.mark.parametrize("width", [358.0, 1080.0])
 def test_points_stand_where_the_numbers_are(report: Report, width: float) -> None:
-    root = ElementTree.fromstring(accuracy_scatter(report, width))
+    root = ElementTree.fromstring(accuracy_scatter(report, "ttft", width))
     better, worse = sorted(root.iter(f"{SVG}circle"), key=lambda circle: -float(circle.attrib["data-value"]))
     assert [float(circle.attrib["data-value"]) for circle in (better, worse)] == pytest.approx([1, 2 / 3])
     assert float(better.attrib["cy"]) < float(worse.attrib["cy"])
