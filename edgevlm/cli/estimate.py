@@ -11,13 +11,13 @@ import click
 
 from edgevlm.cli.pass_flags import pass_options, passes_of, precisions_beside
 from edgevlm.errors import InputError
-from edgevlm.recipe import GgufType, Precision, Recipe, VisionPrecision
+from edgevlm.recipe import Format, GgufType, Precision, Recipe, VisionPrecision
 
 
 @click.command(name="estimate")
 @click.argument("model", required=False)
 @click.option("--target", default="cpu", show_default=True, help="A device of `edgevlm targets list`, or a .yaml file.")
-@click.option("--format", "format_", type=click.Choice(["onnx", "gguf", "tensorrt"]), help="[default: the target's]")
+@click.option("--format", "format_", type=click.Choice(get_args(Format)), help="[default: the target's]")
 @click.option("--precision", type=click.Choice(get_args(Precision)), help="Weights of the decoder.  [default: int4]")
 @click.option(
     "--vision-precision", type=click.Choice(get_args(VisionPrecision)), help="Of the vision tower.  [default: fp16]"
@@ -34,7 +34,7 @@ from edgevlm.recipe import GgufType, Precision, Recipe, VisionPrecision
 def command(
     model: str | None,
     target: str,
-    format_: str | None,
+    format_: Format | None,
     precision: str | None,
     vision_precision: str | None,
     gguf_type: str | None,
@@ -53,7 +53,8 @@ def command(
     model as published and after each step of the recipe. How far forecasts are off is in docs/targets.md.
     """
     from edgevlm.cli.estimate_table import as_data, print_estimate
-    from edgevlm.pipeline.estimate import Question, estimate
+    from edgevlm.pipeline.estimate import estimate
+    from edgevlm.pipeline.planner import Question
     from edgevlm.targets.host import find_target
 
     beside = precisions_beside(passes.get("quantize"))
@@ -63,15 +64,15 @@ def command(
         "vision_precision": vision_precision or beside.get("vision_precision"),
         "gguf_type": gguf_type,
         "resolution": resolution,
-        "format": None if format_ == "tensorrt" else format_,
+        "format": format_,
     }
     chosen = Recipe.from_sources(recipe, flags)
     chosen = chosen.model_copy(update={"passes": (*passes_of(passes), *chosen.passes)})
     width, height = _size(image_size)
     question = Question(width, height, text_tokens, answer_tokens, context)
     profile = find_target(target)
-    default = chosen.format if "format" in chosen.model_fields_set else profile.preferred_format
-    found = estimate(chosen, profile, question, format_ or default)  # type: ignore[arg-type]
+    format_chosen = chosen.format if "format" in chosen.model_fields_set else profile.preferred_format
+    found = estimate(chosen, profile, question, format_chosen)
     if as_json:
         click.echo(json.dumps(as_data(found), ensure_ascii=False, indent=2))
         return

@@ -10,7 +10,7 @@ import click
 from edgevlm.tables import print_table, printable
 
 if TYPE_CHECKING:
-    from edgevlm.pipeline.estimate import Estimate, Step
+    from edgevlm.pipeline.planner import Estimate, Step
 
 _STEP = ["step", "bundle MB", "peak MB", "image tokens", "vision", "prefill", "TTFT", "tokens/s", "J/answer", "fits"]
 _PARTS = ["component", "parameters", "bundle MB", "memory MB", "MB/token"]

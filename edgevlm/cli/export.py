@@ -24,7 +24,7 @@ _PRECISIONS = click.Choice(get_args(Precision))
 @click.option(
     "--vision-precision",
     type=click.Choice([*get_args(VisionPrecision), "auto"]),
-    help="Of the vision tower; w8a8 computes in int8, auto where that is faster here; both need --calibrate.  [default: fp16]",
+    help="Of the vision tower; w8a8 computes in int8, auto where that is faster here; with --calibrate.  [default: fp16]",
 )
 @click.option("--gguf-type", type=click.Choice(get_args(GgufType)), help="Exact GGUF type, instead of --precision.")
 @click.option(
@@ -47,8 +47,9 @@ _PRECISIONS = click.Choice(get_args(Precision))
 @click.option("--calibrate", metavar="SOURCE", help="Images for passes: scenes, a folder, or a .jsonl file.")
 @click.option("-n", "calibrate_n", type=int, help="Calibration samples.  [default: 128]")
 @click.option("--calib-memory", type=float, metavar="GB", help="Memory for calibration data.  [default: 4]")
-@click.option("--target", help="Device profile.  [default: cpu]")
+@click.option("--target", help="A device of `edgevlm targets list`, or a .yaml file.  [default: cpu]")
 @click.option("--recipe", type=click.Path(path_type=Path), help="YAML file with the same fields; flags win.")
+@click.option("--over-memory", is_flag=True, help="Export even what the target has not the memory for.")
 @click.option("--force", is_flag=True, help="Replace what is at OUT.")
 def command(
     model: str | None,
@@ -68,6 +69,7 @@ def command(
     calib_memory: float | None,
     target: str | None,
     recipe: Path | None,
+    over_memory: bool,
     force: bool,
     **passes: str | None,
 ) -> None:
@@ -96,7 +98,7 @@ def command(
     from edgevlm.pipeline import compile_recipe
 
     with show_progress("export") as report:
-        bundle = compile_recipe(chosen, out, force=force, progress=report)
+        bundle = compile_recipe(chosen, out, force=force, over_memory=over_memory, progress=report)
     parity = ", ".join(f"{result.stage} {result.metric} {result.value:.4f}" for result in bundle.manifest.parity)
     for note in bundle.spec.notes:
         click.echo(f"note: {printable(note)}")

@@ -24,6 +24,7 @@ from edgevlm.models import load, resolve
 from edgevlm.models.rebuild import with_note
 from edgevlm.pipeline.gguf_choice import GGUF_PRECISIONS, gguf_type, imatrix_misfit, write_importances
 from edgevlm.pipeline.manifest import make_manifest, source_name, tool_versions
+from edgevlm.pipeline.memory_check import require_memory
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes, settled
 from edgevlm.pipeline.reuse import take_over
 from edgevlm.pipeline.tensorrt_choice import check_target, options_for, tensorrt_misfit
@@ -39,7 +40,13 @@ _LOADED, _PRUNED, _PLANNED, _EXPORTED = 0.02, 0.3, 0.45, 0.6
 
 
 def compile_recipe(
-    recipe: Recipe, out: Path, *, force: bool = False, like: Bundle | None = None, progress: Progress
+    recipe: Recipe,
+    out: Path,
+    *,
+    force: bool = False,
+    over_memory: bool = False,
+    like: Bundle | None = None,
+    progress: Progress,
 ) -> Bundle:
     """Turn a checkpoint into a verified bundle at `out`.
 
@@ -47,6 +54,7 @@ def compile_recipe(
         recipe: what to make of which model.
         out: where the bundle goes; must not exist unless `force`.
         force: replace what is at `out`.
+        over_memory: go on where the forecast says that the model exceeds the target's memory.
         like: a bundle whose decoder is taken over where this one's comes out equal; the result is the same without.
         progress: called with a share of 1 and what is being done.
 
@@ -66,6 +74,8 @@ def compile_recipe(
         if vision_precision == "w8a8":
             calibrated(calibration)
         _refuse_unsupported(recipe, plan_passes(passes, spec, calibration), vision_precision)
+        if not over_memory:
+            require_memory(recipe, spec, folder)
 
     model = load(folder, resolution=recipe.resolution, prompt_template=recipe.prompt_template, accept=accept)
     decoder_precision = GGUF_PRECISIONS[gguf_type(recipe)] if recipe.format == "gguf" else recipe.precision

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from edgevlm.exporters.tensorrt.schemes import tensorrt_scheme
 from edgevlm.models.cost import decoder_module, fusion_module, vision_module
 from edgevlm.quant.schemes import scheme_for
 from edgevlm.quant.sizes import float_bytes, matrix_bytes, vision_bytes
+from edgevlm.quant.tensor import QuantScheme
 from edgevlm.recipe import GgufType, Precision, VisionPrecision
 from edgevlm.spec import ModelSpec
 from edgevlm.targets.decoder_cost import embedding_parameters, layer_matrices
@@ -31,8 +33,6 @@ _GGUF_BITS: dict[GgufType, float] = {
 }
 _SUPERBLOCK = 256
 _Q6_K, _Q5_0, _Q8_0 = 6.5625, 5.5, 8.5
-#: Weights in TensorRT's formats have a float16 scale for each group of int4, and for each output of int8.
-_TENSORRT_GROUP = 128
 
 
 @dataclass(frozen=True)
@@ -97,26 +97,25 @@ class Storage:
         decoder = spec.decoder
         module = decoder_module(spec)
         table, head = embedding_parameters(decoder), self._head_bytes(spec)
-        layers = decoder.num_hidden_layers * self._layer_bytes(spec) + float_bytes(module)
+        vectors = float_bytes(module) // (2 if self.format == "tensorrt" and self.precision != "fp32" else 1)
+        layers = decoder.num_hidden_layers * self._layer_bytes(spec) + vectors
         inner = _parameters(module) - table * (1 if decoder.tied_embeddings else 2)
         widened = profile.kind == "cpu" and self.format == "onnx" and self.precision == "fp16"
         factor = 2 if widened else 1
         read = factor * layers
-        # TensorRT's engines hold a tied head again; elsewhere both are the same bytes.
+        # A tied head is stored once. TensorRT's engine of the decoder holds it again.
         shared = decoder.tied_embeddings and self.format != "tensorrt"
         parts = [Weights("decoder", inner, layers, read, read)]
         if shared:
             return [*parts, Weights("embedding and head", table, head, factor * head, factor * head)]
-        second = 0 if decoder.tied_embeddings else table
-        return [*parts, Weights("embedding", table, head, head), Weights("head", second, head, head, factor * head)]
+        second, stored = (0, 0) if decoder.tied_embeddings else (table, head)
+        return [*parts, Weights("embedding", table, head, head), Weights("head", second, stored, head, factor * head)]
 
     def _layer_bytes(self, spec: ModelSpec) -> int:
         return sum(self._matrix(rows, columns) for rows, columns in layer_matrices(spec.decoder))
 
     def _head_bytes(self, spec: ModelSpec) -> int:
         rows, columns = spec.decoder.vocab_size, spec.decoder.hidden_size
-        if self.format == "tensorrt":
-            return rows * columns * (4 if self.precision == "fp32" else 2)
         if self.format == "gguf" and self.gguf_type == "q4_k_m":
             return math.ceil(rows * columns * (_Q8_0 if columns % _SUPERBLOCK else _Q6_K) / 8)
         return self._matrix(rows, columns)
@@ -127,11 +126,12 @@ class Storage:
             stands_in = self.gguf_type == "q4_k_m" and columns % _SUPERBLOCK
             bits = _Q5_0 if stands_in else _GGUF_BITS[self.gguf_type]
             return math.ceil(rows * columns * bits / 8)
-        if self.format == "tensorrt" and self.precision in ("int4", "int8"):
-            if self.precision == "int8":
-                return rows * (columns + 2)
-            return rows * (columns // 2 + 2 * math.ceil(columns / _TENSORRT_GROUP))
-        return matrix_bytes(rows, columns, scheme_for("", "linear", columns, self.precision))
+        if self.format == "onnx":
+            return matrix_bytes(rows, columns, scheme_for("", "linear", columns, self.precision))
+        scheme = tensorrt_scheme("", "linear", columns, self.precision)
+        wide = matrix_bytes(rows, columns, scheme)
+        # Scales are float16 where ONNX Runtime's are float32.
+        return wide - 2 * rows * -(-columns // scheme.group_size) if isinstance(scheme, QuantScheme) else wide
 
 
 def _parameters(module: nn.Module) -> int:
