@@ -20,6 +20,8 @@ import psutil
 
 from edgevlm.child import ChildError, Json, Send, run_child
 from edgevlm.errors import EdgeVLMError
+from edgevlm.runtimes.trt.cuda import find_gpu
+from edgevlm.runtimes.trt.library import LIBRARIES, Library, installed, library_version
 from edgevlm.targets.isa import cpu_features
 from edgevlm.targets.sensors.log import SensorLog
 
@@ -49,8 +51,9 @@ class Check:
 
 def examine() -> list[Check]:
     """Examine this machine; takes a few seconds."""
-    runtimes = [_onnxruntime(), _openvino(), _llama_cpp()]
-    if all(check.state == "absent" for check in runtimes):
+    runtimes = [_onnxruntime(), _openvino(), _llama_cpp(), _tensorrt()]
+    # TensorRT with a warning is one that builds engines and runs none.
+    if all(check.state == "absent" or (check.name, check.state) == ("tensorrt", "warning") for check in runtimes):
         hint = "pip install 'edgevlm[onnx]' or 'edgevlm[gguf]'"
         runtimes.append(Check("runtimes", "broken", "none is installed: no bundle can run", hint))
     return [_python(), _cpu(), _memory(), _disk(), *runtimes, _sensors(Path("/")), _compiler()]
@@ -120,6 +123,29 @@ def probe_openvino(send: Send) -> Json:  # noqa: ARG001
     import openvino
 
     return f"{openvino.__version__.split('-')[0]}, devices {', '.join(openvino.Core().available_devices)}"
+
+
+def _tensorrt() -> Check:
+    found = [library for library in LIBRARIES if installed(library)]
+    if not found:
+        return Check("tensorrt", "absent", "not installed", "docs/jetson.md; on an RTX card pip install 'edgevlm[rtx]'")
+    try:
+        answer = run_child("edgevlm.doctor:probe_tensorrt", {"libraries": found}, timeout=_TIMEOUT_S).value
+    except EdgeVLMError as error:
+        return Check("tensorrt", "broken", error.what, "install it again")
+    if answer["gpu"]:
+        return Check("tensorrt", "ok", f"{answer['versions']} on {answer['gpu']}")
+    return Check(
+        "tensorrt", "warning", f"{answer['versions']}; it reaches no GPU: it lints and builds, and runs nothing"
+    )
+
+
+def probe_tensorrt(send: Send, libraries: list[Library]) -> Json:  # noqa: ARG001
+    """Child entry point: versions of the libraries, and the GPU that they would run on, if CUDA tells."""
+    gpu = find_gpu()
+    capability = "" if gpu is None else " (SM {}.{})".format(*gpu.compute_capability)
+    versions = ", ".join(f"{library} {library_version(library)}" for library in libraries)
+    return {"versions": versions, "gpu": "" if gpu is None else f"{gpu.name}{capability}"}
 
 
 def _llama_cpp() -> Check:

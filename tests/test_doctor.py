@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from sensor_trees import alone, orin_nano, write, x86
 
 import edgevlm.doctor
+from edgevlm.child import ChildResult
 from edgevlm.cli.doctor import command
 from edgevlm.doctor import Check, examine
 from edgevlm.runtimes.llama_probe import probe_model
@@ -26,7 +27,7 @@ def doctor(*arguments: str) -> Result:
 
 def checks(monkeypatch: pytest.MonkeyPatch, *wanted: str) -> dict[str, Check]:
     """The checks by name, without the runtimes that are not wanted."""
-    for name in {"onnxruntime", "openvino", "llama_cpp"} - set(wanted):
+    for name in {"onnxruntime", "openvino", "llama_cpp", "tensorrt"} - set(wanted):
         monkeypatch.setattr(edgevlm.doctor, f"_{name}", lambda name=name: Check(name, "absent", ""))
     return {check.name: check for check in examine()}
 
@@ -50,6 +51,23 @@ def test_everything_installed_here_works() -> None:
     states = {check["name"]: check["state"] for check in json.loads(result.output)}
     assert result.exit_code == 0, result.output
     assert {states[name] for name in ("python", "onnxruntime", "openvino", "llama.cpp", "export")} <= {"ok", "warning"}
+
+
+def test_tensorrt_without_a_gpu_builds_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is no runtime: where it is alone, no bundle can run."""
+    monkeypatch.setattr(edgevlm.doctor, "installed", lambda library: library == "tensorrt_rtx")
+    answer = {"versions": "tensorrt_rtx 1.7.1", "gpu": ""}
+    monkeypatch.setattr(edgevlm.doctor, "run_child", lambda *_, **__: ChildResult(answer, 0))
+    found = checks(monkeypatch, "tensorrt")
+    assert found["tensorrt"].state == "warning"
+    assert "runs nothing" in found["tensorrt"].detail
+    assert found["runtimes"].state == "broken"
+    answer["gpu"] = "Orin (SM 8.7)"
+    found = checks(monkeypatch, "tensorrt")
+    assert found["tensorrt"] == Check("tensorrt", "ok", "tensorrt_rtx 1.7.1 on Orin (SM 8.7)")
+    assert "runtimes" not in found
+    monkeypatch.setattr(edgevlm.doctor, "installed", lambda _: False)
+    assert checks(monkeypatch, "tensorrt")["tensorrt"].state == "absent"
 
 
 def test_llama_cpp_crash_is_a_line_with_a_remedy(monkeypatch: pytest.MonkeyPatch, broken_llama: Any) -> None:
