@@ -10,14 +10,17 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
-from edgevlm.bench.report import Engine, Part, Sample, SkippedItem
+from edgevlm.bench.report import Engine, Part, Sample, Scenario, SkippedItem
 from edgevlm.runtimes.base import KvCache
 
 Phase: TypeAlias = Literal["cold", "warmup", "steady", "cached", "repeat"]
 
 
 class LatencyPlan(Part):
-    """How to time answers. Steady samples go on until both `iterations` and `min_time_s` are reached."""
+    """How to time answers. Steady samples go on until both `iterations` and `min_time_s` are reached.
+
+    A batch job (`offline`) goes on by batches of `iterations` images.
+    """
 
     iterations: int = Field(ge=1)
     min_time_s: float = Field(ge=0)
@@ -27,6 +30,7 @@ class LatencyPlan(Part):
     width: int = Field(gt=0)
     height: int = Field(gt=0)
     seed: int = Field(ge=0)
+    scenario: Scenario = "single-stream"
 
 
 class AccuracyPlan(Part):

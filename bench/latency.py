@@ -45,12 +45,14 @@ def permuted_prompt(index: int) -> str:
 def measure(subject: Subject, plan: LatencyPlan, report: Callable[[Phase, Sample], None]) -> None:
     """Time answers as planned and report each.
 
+    A batch job has the images of a whole batch before it begins; an app makes each when it asks.
+
     Raises:
         EngineError: an answer that cannot be true.
     """
 
     def once(phase: Phase, index: int, *, reuse: bool = False) -> None:
-        report(phase, _timed(subject, plan, index, reuse=reuse))
+        report(phase, _timed(subject, plan, _question(plan, index), reuse=reuse))
 
     once("cold", 0)
     for index in range(1, 1 + plan.warmup):
@@ -58,9 +60,11 @@ def measure(subject: Subject, plan: LatencyPlan, report: Callable[[Phase, Sample
     first = 1 + plan.warmup
     done = 0
     start = time.monotonic()
+    batch = plan.iterations if plan.scenario == "offline" else 1
     while done < plan.iterations or time.monotonic() - start < plan.min_time_s:
-        once("steady", first + done)
-        done += 1
+        for question in [_question(plan, first + done + index) for index in range(batch)]:
+            report("steady", _timed(subject, plan, question))
+        done += batch
     once("repeat", first)
     for _ in range(plan.cached):
         once("cached", first, reuse=True)
@@ -79,7 +83,7 @@ def measure_by_turns(
 
     def both(phase: Phase, index: int) -> None:
         for other in (True, False) if index % 2 else (False, True):
-            report(other, phase, _timed(beside if other else subject, plan, index))
+            report(other, phase, _timed(beside if other else subject, plan, _question(plan, index)))
 
     for index in range(1 + plan.warmup):
         both("warmup" if index else "cold", index)
@@ -89,13 +93,27 @@ def measure_by_turns(
         done += 1
 
 
-def _timed(subject: Subject, plan: LatencyPlan, index: int, *, reuse: bool = False) -> Sample:
-    """One answer; no two indexes share an image."""
-    image, prompt = photo_like(plan.seed, index, plan.width, plan.height), permuted_prompt(index)
+@dataclass(frozen=True)
+class _Question:
+    """What is asked, and the image's name."""
+
+    name: str
+    image: bytes
+    prompt: str
+
+
+def _question(plan: LatencyPlan, index: int) -> _Question:
+    """Number `index`; no two share an image."""
+    image = photo_like(plan.seed, index, plan.width, plan.height)
+    return _Question(f"{plan.seed}/{index}", image, permuted_prompt(index))
+
+
+def _timed(subject: Subject, plan: LatencyPlan, asked: _Question, *, reuse: bool = False) -> Sample:
+    """One answer."""
     start = time.perf_counter()
-    reply = subject.answer(image, prompt, max_tokens=plan.max_tokens, to_the_end=True, reuse=reuse)
+    reply = subject.answer(asked.image, asked.prompt, max_tokens=plan.max_tokens, to_the_end=True, reuse=reuse)
     wall_ms = (time.perf_counter() - start) * 1000
-    return sample(check(reply, 1, plan.max_tokens), f"{plan.seed}/{index}", prompt, wall_ms)
+    return sample(check(reply, 1, plan.max_tokens), asked.name, asked.prompt, wall_ms)
 
 
 def summarise_latency(

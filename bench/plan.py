@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgevlm.bench.baseline import Reference, find_reference, reference_of
 from edgevlm.bench.job import AccuracyPlan, Job, LatencyPlan
+from edgevlm.bench.matrix import cells
 from edgevlm.bench.report import Settings
 from edgevlm.bench.tasks import find_task
 from edgevlm.bundle import MANIFEST, Bundle, open_bundle
@@ -29,6 +30,8 @@ class Work:
         source: the bundle or the uncompressed model behind it.
         baseline: name of the work it is compared with; empty if with none.
         reason: why with none; empty if there is a baseline or no accuracy.
+        skip: why it is not measured at all; empty if it is.
+        threads, resolution: of a cell of a matrix; None outside one.
     """
 
     name: str
@@ -36,10 +39,16 @@ class Work:
     source: Bundle | Reference
     baseline: str = ""
     reason: str = ""
+    skip: str = ""
+    threads: int | None = None
+    resolution: int | None = None
 
 
 def plan(bundles: Sequence[Bundle], settings: Settings, baseline: str | None) -> list[Work]:
     """The works in order: what others are compared with comes first.
+
+    Of a matrix each cell is one; items are asked in the first cell of a bundle alone, as threads and the size of the
+    timed images do not change what is asked.
 
     Args:
         bundles: opened ones.
@@ -59,19 +68,27 @@ def plan(bundles: Sequence[Bundle], settings: Settings, baseline: str | None) ->
     names = _unique_names([bundle.path for bundle in listed])
     references: dict[str, Reference] = {}
     works = []
+    first = ""
     for name, bundle in zip(names, listed, strict=True):
         compared = _baseline_of(bundle, shared) if accuracy is not None else ""
         if isinstance(compared, Reference):
             references[compared.name] = compared
-        works.append(
-            Work(
-                name=name,
-                job=bundle_job(bundle.path, settings, accuracy),
-                source=bundle,
-                baseline=names[0] if isinstance(compared, Bundle) else getattr(compared, "name", ""),
-                reason=compared if isinstance(compared, str) else "",
+        asked = accuracy
+        for cell in cells(bundle, settings):
+            works.append(
+                Work(
+                    name=name + cell.suffix,
+                    job=bundle_job(bundle.path, cell.settings, None if cell.skip else asked),
+                    source=bundle,
+                    baseline=first if isinstance(compared, Bundle) else getattr(compared, "name", ""),
+                    reason=compared if isinstance(compared, str) else "",
+                    skip=cell.skip,
+                    threads=cell.settings.threads if settings.thread_counts else None,
+                    resolution=cell.resolution,
+                )
             )
-        )
+            if not cell.skip:
+                first, asked = first or works[-1].name, None
     return [_reference_work(reference, settings, accuracy) for reference in references.values()] + works
 
 
@@ -126,11 +143,12 @@ def bundle_job(path: Path, settings: Settings, accuracy: AccuracyPlan | None) ->
         iterations=settings.iterations,
         min_time_s=settings.min_time_s,
         warmup=settings.warmup,
-        cached=settings.cached,
+        cached=0 if settings.scenario == "offline" else settings.cached,
         max_tokens=settings.max_tokens,
         width=settings.image_width,
         height=settings.image_height,
         seed=settings.seed,
+        scenario=settings.scenario,
     )
     return Job(
         kind="bundle",

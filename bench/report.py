@@ -18,6 +18,7 @@ from edgevlm.runtimes.base import KvCache
 
 SCHEMA_VERSION = 1
 Verdict: TypeAlias = Literal["non-inferior", "worse", "undecided"]
+Scenario: TypeAlias = Literal["single-stream", "offline"]
 SCHEMA_ID = "urn:edgevlm:report:1"
 
 
@@ -100,6 +101,18 @@ class Latency(Part):
     steady: list[Sample]
     cached: list[Sample]
     repeat: Sample | None = Field(description="the first steady input once more, at the end, caches off")
+
+
+class Throughput(Part):
+    """What a batch job gets done: its images are there from the beginning, and answered one after the other."""
+
+    answers: int
+    tokens: int = Field(description="of all answers")
+    seconds: float = Field(description="from the first answer's start to the last one's end, batch by batch")
+    images_per_second: float = Field(description="answers / seconds")
+    tokens_per_second: float = Field(description="tokens / seconds; the time until the first token counts")
+    batch: int = Field(description="images of a batch")
+    batches: Summary = Field(description="images per second, one value a batch")
 
 
 class Memory(Part):
@@ -310,7 +323,16 @@ class Row(Part):
         default=[], description="what the bundle says of itself to people, such as choices it was made by"
     )
     pruning: Pruning | None = Field(default=None, description="for the cells of a study; null for its unpruned model")
-    resolution: int | None = Field(default=None, description="pixels along one side of the vision input, or of a tile")
+    resolution: int | None = Field(
+        default=None,
+        description="pixels along one side of the vision input, or of a tile; of the timed images where these keep "
+        "their shape and a matrix asks for some",
+    )
+    threads: int | None = Field(
+        default=None, description="that were asked for in a matrix; null: those of the settings"
+    )
+    started: str = Field(default="", description="when measuring it began; empty if it did not")
+    throughput: Throughput | None = Field(default=None, description="of a batch job; null in other scenarios")
     passes: list[str] | None = Field(
         default=None, description="what the recipe did to the model before export, pass by pass; null where not known"
     )
@@ -333,7 +355,12 @@ class Settings(Part):
     split: str = Field(description="of the task; empty: its usual one")
     control: bool
     margin: float
-    threads: int = Field(description="0: the engine's own choice")
+    threads: int = Field(description="0: the engine's own choice; the first of `thread_counts` where there are some")
+    thread_counts: list[int] = Field(default=[], description="of a matrix; empty: `threads` alone")
+    resolutions: list[int] = Field(default=[], description="of a matrix, pixels a side; empty: as the bundles are")
+    scenario: Scenario = Field(
+        default="single-stream", description="`single-stream`: an app's next question; `offline`: a batch job"
+    )
     vision_engine: str
     decoder_engine: str
     data: str = Field(default="", description="folder of the task's files; empty for generated tasks")

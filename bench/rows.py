@@ -32,9 +32,14 @@ class _About:
 
 def describe(work: Work) -> Row:
     """The row of `work`, skipped so far."""
-    if isinstance(work.source, Bundle):
-        return _bundle(work, work.source)
-    return _reference(work, work.source)
+    row = _bundle(work, work.source) if isinstance(work.source, Bundle) else _reference(work, work.source)
+    return row.model_copy(
+        update={
+            "reason": work.skip or row.reason,
+            "threads": work.threads,
+            "resolution": work.resolution or row.resolution,
+        }
+    )
 
 
 def without_bundle(name: str, model: str, format_: str) -> Row:

@@ -2,13 +2,12 @@
 
 In: opened bundles and settings. Out: a `Report`, and the predictions as JSON lines in the output folder. A worker that
 crashes, hangs or answers nonsense becomes a row `failed: reason` and the sweep goes on; an interruption ends it with
-the rows so far. Answers are on disk as they come, so another sweep into the same folder does not ask those items again.
+the rows so far. Rows that worked are on disk when the next one begins, and answers as they come, so another sweep into
+the same folder goes on where this one stopped.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -22,13 +21,16 @@ from edgevlm.bench.environment import environment, now
 from edgevlm.bench.flags import latency_flags, memory_flags
 from edgevlm.bench.job import Prediction
 from edgevlm.bench.journal import Journal, read_journal, to_text
+from edgevlm.bench.kept import KeptRows
+from edgevlm.bench.keys import answers_key, row_key
 from edgevlm.bench.latency import summarise_latency
 from edgevlm.bench.measured import Measured, run_worker
 from edgevlm.bench.pace import Pace
 from edgevlm.bench.plan import Work, plan
 from edgevlm.bench.predictions import PREDICTIONS, cache_file, file_name
-from edgevlm.bench.report import SCHEMA_VERSION, Environment, Report, Row, Settings
+from edgevlm.bench.report import SCHEMA_VERSION, Environment, Latency, Report, Row, Settings, Throughput
 from edgevlm.bench.rows import describe
+from edgevlm.bench.throughput import throughput
 from edgevlm.bench.worker import TARGET
 from edgevlm.bundle import Bundle
 from edgevlm.targets.sensors.log import SensorLog
@@ -58,21 +60,26 @@ def sweep(
         sensors: samples while this runs; None measures no energy and no heat.
 
     Raises:
-        InputError: the baseline or the task is unknown. No work was done.
+        InputError: the baseline or the task is unknown, or other settings were stopped in `out`. No work was done.
     """
     works = plan(bundles, settings, baseline)
     described = environment(now())
-    pace = Pace([work.job for work in works], progress)
+    kept = KeptRows(out, settings, described)
+    known = {work.name: kept.find(row_key(work)) for work in works}
+    pace = Pace([work.job for work in works if not work.skip and known[work.name] is None], progress)
     metering = None if sensors is None else Metering(sensors, settings.idle_s)
     answers: dict[str, list[Prediction]] = {}
     rows: list[Row] = []
     interrupted = False
     for work in works:
-        row = describe(work)
-        if interrupted:
+        row, before = describe(work), known[work.name]
+        if before is not None:
+            row, answers[work.name] = before
+        if interrupted or work.skip or before is not None:
             rows.append(row)
             continue
         pace.begin(work.name)
+        row = row.model_copy(update={"started": now()})
         try:
             row = measure_row(row, work, settings, described, pace, worker, answers, out, metering)
         except KeyboardInterrupt:
@@ -80,6 +87,10 @@ def sweep(
             row = row.model_copy(update={"reason": "interrupted"})
         pace.end()
         rows.append(row)
+        if row.status == "ok":
+            kept.add(row_key(work), row)
+    if not interrupted:
+        kept.remove()
     return Report(
         schema_version=SCHEMA_VERSION,
         environment=described.model_copy(update={"finished": now()}),
@@ -136,6 +147,7 @@ def measure_row(
             "vision_engine": measured.loaded.vision_engine if measured.loaded else None,
             "decoder_engine": measured.loaded.decoder_engine if measured.loaded else None,
             "latency": latency,
+            "throughput": _throughput(latency, settings),
             "memory": measured.memory,
             "flags": [*latency_flags(latency), *memory_flags(measured.memory)] if latency is not None else [],
         }
@@ -154,6 +166,12 @@ def measure_row(
     return row.model_copy(update={"accuracy": accuracy})
 
 
+def _throughput(latency: Latency | None, settings: Settings) -> Throughput | None:
+    if latency is None or settings.scenario != "offline":
+        return None
+    return throughput(latency.steady, settings.iterations)
+
+
 def _run(work: Work, worker: str, settings: Settings, pace: Pace, path: Path, key: str) -> Measured:
     """Run the worker; what it answers is on disk at once, and what is there already is not asked again."""
     if work.job.accuracy is None:
@@ -163,20 +181,6 @@ def _run(work: Work, worker: str, settings: Settings, pace: Pace, path: Path, ke
         return run_worker(work.job, worker, settings.silence_s, pace, journal)
     finally:
         journal.close()
-
-
-def answers_key(work: Work, environment: Environment) -> str:
-    """A hash over all that answers depend on: the weights, the items, the engines and the code."""
-    source = work.source
-    if isinstance(source, Reference):
-        content = [source.content]
-    else:
-        content = [f"{entry.path} {entry.sha256}" for entry in source.manifest.artifacts]
-    asked = work.job.model_dump(mode="json", exclude={"path", "beside", "latency"})
-    versions = [environment.edgevlm, environment.git_commit or "", environment.cpu_model]
-    packages = [f"{name} {version}" for name, version in sorted(environment.packages.items())]
-    lines = [*content, json.dumps(asked, sort_keys=True), *versions, *packages]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _cache(work: Work, key: str) -> Path | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgevlm.atomic import write_text
 from edgevlm.bench import render_study, render_study_markdown
+from edgevlm.bench.kept import KEPT
 from edgevlm.bench.predictions import PREDICTIONS
 from edgevlm.bench.render_html import render_html
 from edgevlm.bench.render_markdown import render_markdown
@@ -29,7 +30,8 @@ def claim(out: Path) -> None:
 
 
 def forget(out: Path) -> None:
-    """Remove the answers that an earlier sweep into `out` left behind when it was stopped."""
+    """Remove the rows and answers that an earlier sweep into `out` left behind when it was stopped."""
+    (out / KEPT).unlink(missing_ok=True)
     for journal in (out / PREDICTIONS).glob("*.journal"):
         journal.unlink()
 

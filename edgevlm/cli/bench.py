@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -13,6 +13,9 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.progress import show_progress
 from edgevlm.runtimes.base import KvCache
 from edgevlm.runtimes.select import DECODER_ENGINES, VISION_ENGINES
+
+if TYPE_CHECKING:
+    from edgevlm.bench.report import Scenario
 
 _POSITIVE = click.IntRange(min=1)
 _NOT_NEGATIVE = click.IntRange(min=0)
@@ -45,7 +48,9 @@ _NOT_NEGATIVE = click.IntRange(min=0)
 @click.option(
     "--idle-time", type=click.FloatRange(0, 600), default=5.0, show_default=True, help="Seconds of idle power; 0: none."
 )
-@click.option("--threads", type=_NOT_NEGATIVE, default=0, help="CPU threads.  [default: all physical cores]")
+@click.option("--threads", default="0", help="CPU threads, or several: 1,2,4.  [default: all physical cores]")
+@click.option("--resolution", default="", help="Pixels a side, or several: 512,1024.  [default: each bundle's own]")
+@click.option("--scenario", type=click.Choice(["single-stream", "offline"]), default="single-stream", show_default=True)
 @click.option("--vision-engine", type=click.Choice(["auto", *VISION_ENGINES]), default="auto", show_default=True)
 @click.option("--decoder-engine", type=click.Choice(["auto", *DECODER_ENGINES]), default="auto", show_default=True)
 @click.option("--kv-cache", type=click.Choice(get_args(KvCache)), default="auto", show_default=True)
@@ -57,7 +62,7 @@ _NOT_NEGATIVE = click.IntRange(min=0)
     "--resume/--restart",
     default=True,
     show_default=True,
-    help="Keep the answers of a run into OUT that was stopped, or ask again.",
+    help="Keep the rows and answers of a run into OUT that was stopped, or measure again.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the summary.")
 def command(
@@ -80,7 +85,9 @@ def command(
     max_tokens: int,
     image_size: str,
     idle_time: float,
-    threads: int,
+    threads: str,
+    resolution: str,
+    scenario: Scenario,
     vision_engine: str,
     decoder_engine: str,
     kv_cache: KvCache,
@@ -91,7 +98,9 @@ def command(
 ) -> None:
     """Measure speed, memory and accuracy of each BUNDLE and write report.html, report.md and report.json to OUT.
 
-    Each bundle runs in a process of its own; one that fails becomes a row of the report, and the rest goes on.
+    Each bundle runs in a process of its own; one that fails becomes a row of the report, and the rest goes on. Several
+    numbers of threads or resolutions make a matrix: a row for each of them and each bundle. --scenario single-stream
+    asks as an app does, the next question after the last answer; offline is a batch job, which has all images at once.
     """
     from edgevlm.bench.gate import broken, drop_of
     from edgevlm.bench.render_console import print_report
@@ -101,6 +110,7 @@ def command(
     from edgevlm.targets.sensors.log import SensorLog
 
     width, height = size(image_size)
+    counts = numbers(threads, "--threads", 0)
     task, _, data = (task or "").partition(":")
     if gate is not None:
         margin = drop_of(gate)
@@ -123,7 +133,10 @@ def command(
         split=split,
         control=control,
         margin=margin / 100,
-        threads=threads,
+        threads=counts[0],
+        thread_counts=counts if len(counts) > 1 else [],
+        resolutions=numbers(resolution, "--resolution", 1) if resolution else [],
+        scenario=scenario,
         vision_engine=vision_engine,
         decoder_engine=decoder_engine,
         kv_cache=kv_cache,
@@ -153,6 +166,18 @@ def command(
         )
     if gate is not None and (problems := broken(report)):
         raise EdgeVLMError(f"the gate {gate} does not hold: {'; '.join(problems)}", str(out / "report.html"), "")
+
+
+def numbers(text: str, option: str, least: int) -> list[int]:
+    """`1,2,4` as whole numbers, in order.
+
+    Raises:
+        BadParameter: it is not of this form, one is out of range, or one stands there twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and least <= int(part) <= 8192 for part in parts) or len({*parts}) < len(parts):
+        raise click.BadParameter(f"{text!r} is no list of different numbers from {least} to 8192", param_hint=option)
+    return [int(part) for part in parts]
 
 
 def size(text: str) -> tuple[int, int]:
