@@ -25,14 +25,19 @@ DEFINITIONS = {
     "divides shared pages among their users.",
     "Size": "bytes of all files of the bundle. Bits per weight count what is stored for each parameter, scales "
     "included.",
-    "Accuracy": "share of answers equal to the right one, lower-cased, stripped and without a final full stop; greedy "
-    "decoding. Interval: 95% Wilson score, which takes items as independent.",
+    "Accuracy": "share of answers that the scorer calls right, greedy decoding; of generated tasks those equal to the "
+    "right one, lower-cased, stripped and without a final full stop. Interval: 95% Wilson score, which takes items as "
+    "independent. Scorers with partial credit (VQA, ANLS) give the mean credit, with a bootstrap that resamples whole "
+    "images; for flips an answer is right from one half on.",
     "Chance": "accuracy of the best guess that never looks at the image.",
     "Control": "accuracy with every image replaced by grey noise: what the questions alone give away.",
     "Delta": "accuracy less that of the baseline on the same items. Interval: 95% percentile bootstrap that resamples "
     "whole images.",
     "Flips": "items that only one of the two gets right: lost (the baseline does) and gained (this one does). Changed "
     "answers count every difference, right or wrong.",
+    "First token": "the distribution of the first answer token, image in the prompt, against the baseline's: how often "
+    "the likeliest is the same, and the Kullback-Leibler divergence over the tokens that both rank among their first "
+    "32, the others as one, which bounds that over all tokens from below.",
     "McNemar": "p-value of lost = gained; exact below 25 flips, mid-p from there. A large p does not show equality.",
     "Verdict": "non-inferior where the whole interval of the delta lies above minus the margin, worse where it lies "
     "below minus the margin, else undecided. Non-inferior does not mean equal.",

@@ -34,6 +34,11 @@ def findings(report: Report) -> list[Finding]:
                 Finding(row.name, f"not compared with the uncompressed model: {row.accuracy.unpaired_reason}.")
             )
     for row in report.rows:
+        if row.accuracy is not None and row.accuracy.skipped:
+            first = row.accuracy.skipped_items[0]
+            text = f"{row.accuracy.skipped} items were not asked, the first of them {first.id}: {first.reason}."
+            found.append(Finding(row.name, text))
+    for row in report.rows:
         found += [Finding(row.name, f"{flag.text}.") for flag in row.flags]
         found += [Finding(row.name, f"{note}.") for note in row.notes]
     return found + _without_energy(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.bench.pairs import Interval, Proportion
+from edgevlm.bench.report import Figure
 from edgevlm.bench.stats import Percentile
 
 NONE = "\N{EN DASH}"
@@ -99,3 +100,10 @@ def span(value: Percentile) -> str:
 def p_value(value: float) -> str:
     """A p-value; tiny ones as a bound."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def figure(value: Figure) -> str:
+    """A benchmark's own figure: a share as a percentage, a score with what it is out of."""
+    if value.value is None:
+        return NONE
+    return percent(value.value) if value.out_of == 1 else f"{value.value:,.1f} of {value.out_of:,.0f}"

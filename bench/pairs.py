@@ -19,7 +19,8 @@ from edgevlm.bench.stats import binomial_cdf, binomial_pmf
 RESAMPLES = 10_000
 #: Below this many discordant items McNemar's test is exact; from it on mid-p, which is less conservative.
 EXACT_BELOW = 25
-_Z95 = NormalDist().inv_cdf(0.975)
+_TAIL = 0.025
+_Z95 = NormalDist().inv_cdf(1 - _TAIL)
 _CHUNK_CELLS = 4_000_000
 
 
@@ -71,9 +72,13 @@ def mcnemar_midp(lost: int, gained: int) -> float:
 
 
 def delta_interval(
-    candidate: Sequence[float], baseline: Sequence[float], clusters: Sequence[str], seed: int = 0
+    candidate: Sequence[float],
+    baseline: Sequence[float],
+    clusters: Sequence[str],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Interval:
-    """Accuracy of `candidate` less that of `baseline` on the same items, with a 95% percentile bootstrap interval.
+    """Accuracy of `candidate` less that of `baseline` on the same items, with a 95% bootstrap interval.
 
     What never happened cannot be drawn again: without a single lost (gained) item that end of the interval moves out
     by the exact binomial bound for none among n, so that a few items never prove that nothing was lost.
@@ -83,6 +88,7 @@ def delta_interval(
         baseline: the same items in the same order.
         clusters: the image of each item; whole images are resampled, with replacement.
         seed: of the resampling.
+        resamples: how often.
 
     Raises:
         ValueError: the three differ in length, or are empty.
@@ -90,25 +96,51 @@ def delta_interval(
     if not (len(candidate) == len(baseline) == len(clusters)) or not clusters:
         raise ValueError(f"paired answers differ in length: {len(candidate)}, {len(baseline)}, {len(clusters)}")
     difference = np.asarray(candidate, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+    found = mean_interval(difference.tolist(), clusters, seed, resamples)
+    unseen = 1 - _TAIL ** (1 / difference.size)
+    return Interval(
+        value=found.value,
+        low=found.low - (0 if (difference < 0).any() else unseen),
+        high=found.high + (0 if (difference > 0).any() else unseen),
+    )
+
+
+def mean_interval(
+    values: Sequence[float], clusters: Sequence[str], seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """The mean of `values` with a 95% bootstrap interval; whole clusters are drawn, with replacement.
+
+    The percentile interval, expanded as Student's t is wider than the normal distribution (Hesterberg 2015): the plain
+    one is too short where clusters are few.
+    """
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     groups = int(index.max()) + 1
-    sums = np.bincount(index, weights=difference, minlength=groups)
+    sums = np.bincount(index, weights=np.asarray(values, dtype=np.float64), minlength=groups)
     sizes = np.bincount(index, minlength=groups).astype(np.float64)
     rng = np.random.default_rng(seed)
-    deltas: list[np.ndarray] = []
-    left = RESAMPLES
+    means: list[np.ndarray] = []
+    left = resamples
     while left:
         rows = min(left, max(1, _CHUNK_CELLS // groups))
-        draws = rng.multinomial(groups, np.full(groups, 1 / groups), size=rows).astype(np.float64)
-        deltas.append((draws @ sums) / (draws @ sizes))
+        draws = rng.integers(0, groups, (rows, groups))
+        means.append(sums[draws].sum(axis=1) / sizes[draws].sum(axis=1))
         left -= rows
-    low, high = (float(value) for value in np.percentile(np.concatenate(deltas), [2.5, 97.5]))
-    unseen = 1 - 0.025 ** (1 / difference.size)
-    if not (difference < 0).any():
-        low -= unseen
-    if not (difference > 0).any():
-        high += unseen
-    return Interval(value=float(difference.mean()), low=low, high=high)
+    tail = 100 * _expanded_tail(groups)
+    low, high = (float(value) for value in np.percentile(np.concatenate(means), [tail, 100 - tail]))
+    return Interval(value=float(sums.sum() / sizes.sum()), low=low, high=high)
+
+
+def _expanded_tail(groups: int) -> float:
+    """The share of resamples beyond either end: less than 2.5%, by Student's t for so many groups.
+
+    The quantile of t is Fisher's expansion in 1 / degrees of freedom, good to 1% from five on.
+    """
+    if groups < 2:
+        return _TAIL
+    free = groups - 1
+    z = _Z95
+    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    return NormalDist().cdf(-t * math.sqrt(groups / free))
 
 
 def items_needed(drop: float, discordant: float) -> int:

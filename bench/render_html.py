@@ -8,6 +8,7 @@ import shlex
 from markupsafe import Markup
 
 from edgevlm.bench import format as show
+from edgevlm.bench.accuracy_table import figures, first_tokens
 from edgevlm.bench.card import card
 from edgevlm.bench.charts import share_bar, ttft_bars
 from edgevlm.bench.distribution import ridges
@@ -44,6 +45,7 @@ def render_html(report: Report) -> str:
         comparison=comparison(report),
         latency=latency(report),
         pairs=pairs(report),
+        more_accuracy=(("First answer token", first_tokens(report)), ("Figures of the benchmark", figures(report))),
         scored=scored,
         card=card(report),
         bars=both(lambda width: ttft_bars(report, width)) if timed else (),
@@ -90,4 +92,4 @@ def _task_line(report: Report) -> str:
         return ""
     first = scored[0]
     asked = f"{first.n} questions about {first.images} images"
-    return f"Task {first.task}, split {report.settings.split}: {asked}; {first.scorer}."
+    return f"Task {first.task}, split {first.split or report.settings.split}: {asked}; {first.scorer}."

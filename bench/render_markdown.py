@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgevlm.bench.accuracy_table import figures, first_tokens
 from edgevlm.bench.energy_table import energy, heat
 from edgevlm.bench.findings import findings
 from edgevlm.bench.markdown import bullets, escape, table, terms
@@ -23,6 +24,8 @@ def render_markdown(report: Report) -> str:
     for title, cells in (
         ("Latency", latency(report)),
         ("Accuracy against the baseline", pairs(report)),
+        ("First answer token", first_tokens(report)),
+        ("Figures of the benchmark", figures(report)),
         ("Accuracy by question type", by_type(report)),
         ("Energy", energy(report)),
         ("Heat and clocks", heat(report)),

@@ -30,7 +30,7 @@ class Task:
 
     Attributes:
         items: `(split, n, seed)` to items, those of one image next to each other; some may be skipped already.
-        chance: of a question type, the accuracy of the best guess without the image.
+        chance: of a split and a question type, the accuracy of the best guess without the image.
         splits: the splits there are; the first is taken where none is named.
         scorer: the rule; None where answers are scored elsewhere.
         max_tokens: enough for any right answer.
@@ -44,7 +44,7 @@ class Task:
     """
 
     items: Callable[[str, int, int], Iterator[Item | Skipped]]
-    chance: Callable[[str], float]
+    chance: Callable[[str, str], float]
     splits: tuple[str, ...]
     scorer: Scorer | None
     max_tokens: int
@@ -83,7 +83,7 @@ def _digits(split: str, n: int, seed: int) -> Iterator[Item]:
 GENERATED = {
     "scenes": Task(
         items=_scenes,
-        chance=scenes.chance,
+        chance=lambda _split, kind: scenes.chance(kind),
         splits=("test", "train", "calibration"),
         scorer=SCORERS["exact"],
         max_tokens=16,
@@ -92,7 +92,7 @@ GENERATED = {
     ),
     "digits": Task(
         items=_digits,
-        chance=lambda _: 1 / 10,
+        chance=lambda _split, _kind: 1 / 10,
         splits=digit_pages.PAGE_SPLITS,
         scorer=SCORERS["exact"],
         max_tokens=16,
@@ -154,9 +154,7 @@ def _from_files(known: DataSet, folder: Folder, scorer: str, template: str) -> T
 
     return Task(
         items=items,
-        chance=lambda kind: _chance(
-            [record for found in entries.values() for record in found if isinstance(record, Record)], kind
-        ),
+        chance=lambda split, kind: _chance([entry for entry in read(split) if isinstance(entry, Record)], kind),
         splits=known.splits,
         scorer=SCORERS[scorer or known.scorers[0]] if known.scorers else None,
         max_tokens=known.max_tokens,

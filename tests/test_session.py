@@ -306,3 +306,11 @@ def test_options_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
 
 def _user(text: str) -> Message:
     return Message("user", text, images=1)
+
+
+def test_logits_of_the_first_token_are_kept_if_asked_for(folder: Path, tokenizer: Tokenizer) -> None:
+    session, *_ = scripted(folder, tokenizer, "It is 42.")
+    answer = session.generate(RED, "What?", keep_logits=True)
+    assert answer.first_logits is not None
+    assert int(answer.first_logits.argmax()) == answer.token_ids[0]
+    assert session.generate(RED, "What?").first_logits is None

@@ -50,7 +50,7 @@ def accuracy_of(
         images=len({prediction.image_id for prediction in answered.predictions}),
         overall=score(ours),
         control=score(control) if control else None,
-        types=score_types(task, ours, baseline, control),
+        types=score_types(task, asked.split, ours, baseline, control),
         paired=compare(both, baseline, work.baseline, settings.margin, settings.seed) if both else None,
         unpaired_reason="" if both else reason,
         predictions_file=file.relative_to(out).as_posix(),

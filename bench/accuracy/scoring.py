@@ -21,6 +21,7 @@ from edgevlm.bench.pairs import (
     delta_interval,
     mcnemar_exact,
     mcnemar_midp,
+    mean_interval,
     smallest_detectable_drop,
     wilson,
 )
@@ -30,7 +31,6 @@ from edgevlm.errors import EdgeVLMError
 
 #: Assumed share of flips for the smallest detectable drop where fewer were seen.
 MIN_DISCORDANT = 0.02
-_SEED = 0
 
 
 def score(predictions: Sequence[Prediction]) -> Proportion:
@@ -40,12 +40,16 @@ def score(predictions: Sequence[Prediction]) -> Proportion:
         return counted
     credits = [prediction.credit for prediction in predictions]
     images = [prediction.image_id for prediction in predictions]
-    mean = delta_interval(credits, [0.0] * len(credits), images, _SEED)
+    mean = mean_interval(credits, images)
     return counted.model_copy(update={"value": mean.value, "low": max(0.0, mean.low), "high": min(1.0, mean.high)})
 
 
 def score_types(
-    task: Task, predictions: Sequence[Prediction], baseline: Sequence[Prediction], control: Sequence[Prediction]
+    task: Task,
+    split: str,
+    predictions: Sequence[Prediction],
+    baseline: Sequence[Prediction],
+    control: Sequence[Prediction],
 ) -> list[TypeScore]:
     """One score a question type, in the order in which the types first appear."""
     types = list(dict.fromkeys(prediction.type for prediction in predictions))
@@ -56,7 +60,7 @@ def score_types(
     return [
         TypeScore(
             type=name,
-            chance=task.chance(name),
+            chance=task.chance(split, name),
             accuracy=of(predictions, name),
             baseline=of(baseline, name) if baseline else None,
             control=of(control, name) if control else None,

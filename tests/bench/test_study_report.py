@@ -174,8 +174,9 @@ def test_what_beats_plain_choices_is_said_and_what_does_not(report: Report) -> N
     said = [str(finding) for finding in study_findings(report)]
     assert any(line.startswith("25%: divprune is the most accurate of 4: 91.7% with 9 tokens, 91.7%") for line in said)
     (better,) = (line for line in said if line.startswith("25%: shown to be better"))
-    assert "than uniform 9, 1 of 3 (divprune)" in better
-    assert "than random 9, 3 of 3 (uniform, divprune, pool)" in better
+    # Of five images, two or three differences do not tell divprune from uniform, nor pool from random.
+    assert "than random 9, 2 of 3 (uniform, divprune)" in better
+    assert "than uniform 9, 0 of 3" in better
 
 
 def test_of_full_and_fronts_leave_out_what_has_no_figures(report: Report) -> None:
