@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _LARGEST = np.finfo(np.float16).max
+#: Operators that make no floats of any, and choose nothing.
+_ANY_FLOAT = ("QuantizeLinear", "Shape", "Size")
 #: Attributes that name the type of a result.
 _TYPES = {"Cast": "to", "EyeLike": "dtype"}
 
@@ -22,6 +24,7 @@ _TYPES = {"Cast": "to", "EyeLike": "dtype"}
 def to_half(model: ir.Model) -> None:
     """Alter a traced graph. Weights are converted when they are read; beyond float16 they become its largest number."""
     graph = model.graph
+    _type_pairs(graph)
     wide = _staying_wide(graph)
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     floats = [value for value in values if value.dtype == _SINGLE]
@@ -43,6 +46,14 @@ def to_half(model: ir.Model) -> None:
             graph.outputs[place] = cast
 
 
+def _type_pairs(graph: ir.Graph) -> None:
+    """Give QuantizeLinear and DequantizeLinear, which were put into the trace without types, what they make."""
+    kinds = {"QuantizeLinear": ir.DataType.INT8, "DequantizeLinear": _SINGLE}
+    for node in graph:
+        if node.op_type in kinds and node.outputs[0].dtype is None:
+            node.outputs[0].type = ir.TensorType(kinds[node.op_type])
+
+
 def _staying_wide(graph: ir.Graph) -> set[ir.Node]:
     """Nodes that only choose, and nodes with a graph inside."""
     wide: set[ir.Node] = set()
@@ -52,7 +63,7 @@ def _staying_wide(graph: ir.Graph) -> set[ir.Node]:
         chooses = not any(value.is_graph_output() for value in floats) and all(
             user in wide for value in floats for user in _users(graph, value)
         )
-        if inside or chooses:
+        if inside or (chooses and node.op_type not in _ANY_FLOAT):
             wide.add(node)
     return wide
 
