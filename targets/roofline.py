@@ -9,7 +9,7 @@ reached in published runs). Out: a `Forecast`.
     vision   = operations / (vision efficiency * peak of the type)
 
 Reading weights and computing add up in a prefill of a few hundred positions, as packed weights are unpacked before they
-are multiplied; with both at once, the published prefills come out too short by the time of one token (docs/targets.md).
+are multiplied; the longer of both reproduces the published prefills less well (docs/targets.md).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _PRECISIONS = click.Choice(get_args(Precision))
 @click.option(
     "--vision-precision",
     type=click.Choice([*get_args(VisionPrecision), "auto"]),
-    help="Of the vision tower; w8a8 computes in int8, auto where that is faster here; with --calibrate.  [default: fp16]",
+    help="Of the vision tower; w8a8 computes in int8, auto where it is faster here; with --calibrate.  [default: fp16]",
 )
 @click.option("--gguf-type", type=click.Choice(get_args(GgufType)), help="Exact GGUF type, instead of --precision.")
 @click.option(

@@ -86,3 +86,11 @@ def test_every_target_has_constants_for_what_it_runs() -> None:
             constants = constants_for(profile, RUNTIME_OF[format_])
             assert 0 < constants.decode_efficiency <= 1, name
     assert any(entry.basis.startswith("assumed") for entry in entries())
+
+
+def test_the_errors_in_the_manual_are_those_of_the_fit(held_back: list[Error]) -> None:
+    page = (TOOL.parents[1] / "docs" / "targets.md").read_text(encoding="utf-8")
+    for error in held_back:
+        row = error.row
+        numbers = f"{error.measured:g} | {error.predicted:.1f} | {100 * error.relative:+.1f}%"
+        assert f"| `{row.target}` | {row.runtime} | {row.model} | {error.stage} | {numbers} |" in page
