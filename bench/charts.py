@@ -33,7 +33,7 @@ def ttft_bars(report: Report, width: float) -> str:
     rows = [row for row in report.rows if row.latency is not None or (row.kind == "bundle" and row.status == "failed")]
     timed = [row for row in rows if row.latency is not None]
     narrow = width < 500
-    label = 6.0 if narrow else min(220.0, 16 + max(text_width(row.name, FONT) for row in rows))
+    label = 6.0 if narrow else min(300.0, 16 + max(text_width(row.name, FONT) for row in rows))
     dotted = len(timed) <= _ROWS_WITH_DOTS
     pitch = (72.0 if narrow else 52.0) - (0 if dotted else 20)
     top, bottom, right = 30.0, 42.0, 84.0

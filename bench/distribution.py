@@ -43,7 +43,7 @@ def ridges(report: Report, quantity: Quantity, width: float) -> str:
         return ""
     narrow = width < 500
     pitch = (58.0 if narrow else 46.0) - (14 if len(drawn) > _DENSE else 0)
-    label = 6.0 if narrow else min(220.0, 16 + max(text_width(row.name, FONT) for row, _ in drawn))
+    label = 6.0 if narrow else min(300.0, 16 + max(text_width(row.name, FONT) for row, _ in drawn))
     top, bottom, right = 22.0, 42.0, 60.0 if narrow else 84.0
     canvas = Canvas(width, top + pitch * len(drawn) + bottom, f"Distribution of the {_TITLES[quantity]}, by bundle")
     across = _axis([values for _, values in drawn], label, width - right)
@@ -89,7 +89,7 @@ def _ridge(canvas: Canvas, values: NDArray[np.float64], across: Axis, y: float, 
         shape = [
             point
             for index in range(_BINS)
-            if counts[index] or (index and counts[index - 1])
+            if counts[max(0, index - 1) : index + 2].any()
             for point in ((x[index], y - tall[index]), (x[index + 1], y - tall[index]))
         ]
         closed = [(shape[0][0], y), *((float(a), float(b)) for a, b in shape), (shape[-1][0], y)]

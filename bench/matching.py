@@ -66,7 +66,7 @@ def identity(report: Report, row: Row) -> Identity:
         precision=precision(row),
         pruning=_pruning(row),
         engines=_engines(row),
-        threads=report.settings.threads,
+        threads=row.threads if row.threads is not None else report.settings.threads,
         resolution=row.resolution,
     )
 

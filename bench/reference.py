@@ -17,11 +17,12 @@ as JSON lines under `predictions/`:
 
 - `report.json` holds everything: settings, environment, and for each bundle every raw sample. Its JSON Schema (2020-12)
   is [bench/report.schema.json](../bench/report.schema.json).
-- `report.md` and `report.html` are renderings of it. The page needs no network and no script. `report.md` of a study
-  shows `tokens.svg` and `ttft.svg`, which lie beside it.
+- `report.md` and `report.html` are renderings of it. The page needs no network; its one script sorts tables, and
+  without it nothing is missing. `report.md` of a study shows `tokens.svg` and `ttft.svg`, which lie beside it.
 
 Times are milliseconds, sizes bytes, shares lie between 0 and 1, instants are ISO 8601 in UTC. What was not measured is
-`null`, never zero. Unknown fields are refused; `schema_version` changes with every change of the format.
+`null`, never zero. Unknown fields are refused. New fields have defaults, so that a report is read whatever its age;
+`schema_version` changes when that cannot be, earlier versions stay readable, and later ones are refused.
 
 A bundle that crashed, hung or answered nonsense is a row with `status` `failed`, its `reason`, and the stage that it
 reached. The command's exit code is then 1; it is 130 after an interruption, with the rows so far in the report."""

@@ -32,6 +32,7 @@ VERBS = {
     "lint": "Ask whether TensorRT will read a bundle.",
     "bench": "Measure speed, memory and accuracy of bundles.",
     "compare": "Say what got worse between two reports.",
+    "report": "Join reports of several devices, or render one again.",
     "data": "List, verify and compare accuracy data sets and runs.",
     "study": "Compare many ways to compress one model.",
     "models": "List the models that can be exported.",
