@@ -25,7 +25,8 @@ def check_target(recipe: Recipe) -> None:
 def tensorrt_misfit(recipe: Recipe) -> str | None:
     """Why the recipe cannot say what it says of TensorRT, or None."""
     if recipe.format == "tensorrt":
-        return None
+        timed = "vision_precision auto times the engines of this machine's CPU; choose fp16 or w8a8"
+        return timed if recipe.vision_precision == "auto" else None
     named = next((name for name in ("tensorrt_version", "context_length") if getattr(recipe, name) is not None), None)
     return None if named is None else f"{named} belongs to format tensorrt, not {recipe.format}"
 

@@ -150,6 +150,7 @@ def test_int4_and_int8_in_half_precision(checkpoint: Path, tmp_path: Path) -> No
             "inside the decoder",
         ),
         ({"vision_precision": "int8"}, "stored for CPUs"),
+        ({"vision_precision": "auto"}, "choose fp16 or w8a8"),
         ({"tensorrt_version": "8.6"}, "too old"),
         ({"context_length": 10**6}, "cannot have a context"),
         ({"context_length": 4}, "an image takes 4 positions"),
