@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("fusing", "seeing"),
     ("session", "doctor"),
     ("",),
-    ("pipeline", "bench", *(f"zoo.{name}" for name in ZOO_HOST_HALF)),
+    ("pipeline", "bench", "integrations", *(f"zoo.{name}" for name in ZOO_HOST_HALF)),
     ("bench.study", "pipeline.estimate"),
     ("bench.suite", "cli"),
     ("__main__",),

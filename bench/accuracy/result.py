@@ -46,7 +46,7 @@ def accuracy_of(
     return Accuracy(
         task=asked.task,
         scorer=f"{task.scorer.id}: {task.scorer.rule}" if task.scorer is not None and scored else "none",
-        n=len(ours) if scored else len(answered.predictions),
+        n=len(answered.predictions),
         images=len({prediction.image_id for prediction in answered.predictions}),
         overall=score(ours),
         control=score(control) if control else None,
