@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevlm.models.fastvlm import CHAT_TEMPLATE
 from edgevlm.runtimes.base import EngineStats, Float32, Int32, Segment
 from edgevlm.session import Session
 from edgevlm.spec import (
@@ -20,8 +19,15 @@ from edgevlm.spec import (
     VisionSpec,
 )
 from edgevlm.tokenizer import Tokenizer
-from edgevlm.zoo.tokenizer import build_tokenizer
 
+#: FastVLM's, whose module would import torch.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 HIDDEN, TOKENS, VOCAB, STOP = 8, 4, 1024, 1022
 #: Rows of an image that the fake fusion keeps.
 FUSED = 1
@@ -125,20 +131,26 @@ class FakeDecoder:
         self.closed = True
 
 
-def fake_session(folder: Path, decoder: FakeDecoder | None = None) -> tuple[Session, FakeVision, FakeDecoder]:
-    """A session over fake engines with the zoo's tokenizer, which is written to `folder`."""
+def tokenizer_file(folder: Path) -> Path:
+    """The zoo's tokenizer in `folder`."""
     path = folder / "tokenizer.json"
     if not path.exists():
+        from edgevlm.zoo.tokenizer import build_tokenizer
+
         build_tokenizer().save(str(path))
+    return path
+
+
+def fake_session(folder: Path, decoder: FakeDecoder | None = None) -> tuple[Session, FakeVision, FakeDecoder]:
+    """A session over fake engines with the zoo's tokenizer, which is written to `folder`."""
+    path = tokenizer_file(folder)
     vision, decoder = FakeVision(), decoder or FakeDecoder()
     return Session(SPEC, Tokenizer(path), vision, decoder), vision, decoder
 
 
 def fused_session(folder: Path) -> tuple[Session, FakeVision, FakeFusion, FakeDecoder]:
     """The same with a fusion, one image a conversation."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        build_tokenizer().save(str(path))
+    path = tokenizer_file(folder)
     spec = replace(SPEC, fusion=FusionSpec(1, FUSED), prompt=replace(SPEC.prompt, max_images=1))
     vision, fusion, decoder = FakeVision(), FakeFusion(), FakeDecoder()
     return Session(spec, Tokenizer(path), vision, decoder, fusion=fusion), vision, fusion, decoder

@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench_bundles import hollow_bundle, settings
 
-from edgevlm.bench import sweep as sweeping
+from edgevlm.bench import measured
 from edgevlm.bench.kept import KEPT
 from edgevlm.bench.matrix import cells
 from edgevlm.bench.plan import plan
-from edgevlm.bench.report import Report, Row
+from edgevlm.bench.report import Report
 from edgevlm.bench.sweep import sweep
 from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError
@@ -67,18 +68,14 @@ def test_what_others_are_compared_with_is_a_cell_that_can_be_measured(tmp_path: 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Let the sweep be interrupted at the worker with that number, counted from 0."""
-    original, count = sweeping.run_worker, iter(range(99))
+    original, count = measured.run_worker, iter(range(99))
 
-    def interrupted(*arguments: object) -> object:
+    def interrupted(*arguments: Any) -> measured.Measured:
         if next(count) == number:
             raise KeyboardInterrupt
-        return original(*arguments)  # type: ignore[arg-type]
+        return original(*arguments)
 
-    monkeypatch.setattr(sweeping, "run_worker", interrupted)
-
-
-def measured(row: Row) -> Row:
-    return row.model_copy(update={"started": ""})
+    monkeypatch.setattr("edgevlm.bench.sweep.run_worker", interrupted)
 
 
 def test_stopped_matrix_goes_on_with_the_cell_that_was_not_done(
