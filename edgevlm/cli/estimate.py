@@ -30,7 +30,7 @@ from edgevlm.recipe import Format, GgufType, Precision, Recipe, VisionPrecision
 @click.option("--image-size", default="1024x768", show_default=True, metavar="WxH", help="Of the image asked about.")
 @click.option("--text-tokens", type=click.IntRange(min=0), default=32, show_default=True, help="Of the prompt's text.")
 @click.option("--answer-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Of the answer.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, in bytes, operations and seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, in bytes and milliseconds.")
 def command(
     model: str | None,
     target: str,

@@ -55,9 +55,10 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print it as a file that can be changed and given to --target.")
 def show(name: str, as_json: bool, as_yaml: bool) -> None:
-    """Show the profile NAME (or a .yaml file) with the source of every number.
+    """Show a profile and where its numbers come from.
 
-    Marks: source, read there; inferred, calculated from such; memory, remembered; assumed; measured, on the device.
+    NAME is one of the list, a .yaml file, or cpu for this machine. Marks: source, read there; inferred, calculated from
+    such numbers; memory, remembered; assumed; measured, on the device.
     """
     profile = find_target(name)
     if as_json:
@@ -75,9 +76,10 @@ def show(name: str, as_json: bool, as_yaml: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 @click.option("--force", is_flag=True, help="Replace FILE.yaml.")
 def probe(out: Path | None, as_json: bool, force: bool) -> None:
-    """Measure this machine: memory bandwidth, matrix products by type, runtimes, GPUs, Jetson boards.
+    """Measure this machine, and write a profile.
 
-    Takes some seconds; other programs make the figures smaller. `--target cpu` uses them until the hardware changes.
+    Memory bandwidth, matrix products by type, runtimes, GPUs and Jetson boards. Takes some seconds; other programs make
+    the figures smaller. `--target cpu` uses them until the hardware changes.
     """
     from edgevlm.doctor import examine
 
