@@ -49,8 +49,8 @@ def command(
 ) -> None:
     """Forecast MODEL on a device: memory, time to first token, tokens per second, energy. No weight is read.
 
-    MODEL is a checkpoint folder, a zoo: name, or a size of `edgevlm zoo list` such as fastvlm-0.5b. The table shows the
-    model as published and after each step of the recipe. How far forecasts are off is in docs/targets.md.
+    MODEL is a checkpoint folder, a zoo: name, a size of `edgevlm zoo list` such as fastvlm-0.5b, or a hub id. The table
+    shows the model as published and after each step of the recipe. How far forecasts are off is in docs/targets.md.
     """
     from edgevlm.cli.estimate_table import as_data, print_estimate
     from edgevlm.pipeline.estimate import estimate

@@ -1,6 +1,7 @@
 """`edgevlm estimate`: the forecast of a model that need not be on this disk.
 
-In: a recipe whose model is a checkpoint, or the name of a size that `edgevlm zoo synth` writes. Out: an `Estimate`.
+In: a recipe whose model is a checkpoint, the name of a size that `edgevlm zoo synth` writes, or the hub id of a
+checkpoint of such a size, which is then not downloaded. Out: an `Estimate`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,24 @@ from edgevlm.pipeline.planner import Estimate, Question, forecast_recipe
 from edgevlm.recipe import Recipe
 from edgevlm.targets.profile import Format, TargetProfile
 from edgevlm.zoo.synth import NAMES, WHOLE, synth
+
+_FASTVLM = ("apple", "KamilaMila")
+
+#: Hub ids of checkpoints whose sizes `zoo synth` knows.
+PUBLISHED = {
+    **{f"{owner}/FastVLM-{size}": f"fastvlm-{size.lower()}" for owner in _FASTVLM for size in ("0.5B", "1.5B", "7B")},
+    "HuggingFaceTB/SmolVLM-256M-Instruct": "smolvlm-256m",
+    "HuggingFaceTB/SmolVLM-500M-Instruct": "smolvlm-500m",
+    "ICTNLP/llava-mini-llama-3.1-8b": "llava-mini-8b",
+    "OpenGVLab/InternVL3-1B": "internvl3-1b",
+    "OpenGVLab/InternVL3-1B-hf": "internvl3-1b",
+    "Qwen/Qwen2-VL-2B-Instruct": "qwen2-vl-2b",
+    "Tyrannosaurus/TinyGPT-V": "tinygpt-v",
+    "liuhaotian/llava-v1.5-7b": "llava-1.5-7b",
+    "llava-hf/llava-1.5-7b-hf": "llava-1.5-7b",
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "llava-onevision-0.5b",
+    "llava-hf/llava-onevision-qwen2-0.5b-si-hf": "llava-onevision-0.5b",
+}
 
 
 def estimate(recipe: Recipe, target: TargetProfile, question: Question, format_: Format | None = None) -> Estimate:
@@ -41,13 +60,14 @@ def estimate(recipe: Recipe, target: TargetProfile, question: Question, format_:
 @contextmanager
 def _folder(model: str) -> Iterator[Path]:
     """The checkpoint's folder; for a size that `zoo synth` writes one whose weights are holes."""
-    if model not in NAMES or Path(model).is_dir():
+    size = PUBLISHED.get(model, model)
+    if size not in NAMES or Path(model).is_dir():
         yield resolve(model)
         return
-    if model in WHOLE:
-        hint = f"edgevlm zoo synth {model} -o DIR, then give DIR"
+    if size in WHOLE:
+        hint = f"edgevlm zoo synth {size} -o DIR, then give DIR"
         raise CheckpointError(f"{model} cannot be described without its weights", model, hint)
     with tempfile.TemporaryDirectory(prefix="edgevlm-estimate-") as work:
-        folder = Path(work) / model
-        synth(model, folder, hollow=True)
+        folder = Path(work) / size
+        synth(size, folder, hollow=True)
         yield folder

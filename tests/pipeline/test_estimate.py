@@ -10,13 +10,14 @@ from click.testing import CliRunner
 from edgevlm.cli.estimate import command
 from edgevlm.errors import CheckpointError, InputError, UnsupportedError
 from edgevlm.models import describe, load
+from edgevlm.models.catalog import CATALOG
 from edgevlm.pipeline import compile_recipe
-from edgevlm.pipeline.estimate import estimate
+from edgevlm.pipeline.estimate import PUBLISHED, estimate
 from edgevlm.pipeline.planner import Estimate, Question
 from edgevlm.recipe import Recipe, VerifyThresholds
 from edgevlm.targets.catalog import load_target
 from edgevlm.targets.profile import Figure, TargetProfile
-from edgevlm.zoo.synth import synth
+from edgevlm.zoo.synth import NAMES, synth
 
 PI = load_target("raspberry-pi-5")
 NANO = load_target("jetson-orin-nano")
@@ -95,6 +96,14 @@ def test_a_model_of_published_size_needs_no_weights(large: Estimate) -> None:
     assert work.image_tokens == 576 and work.prompt_tokens == 608
     assert work.vision_flops == pytest.approx(390e9, rel=0.01)
     assert work.prefill_flops == pytest.approx(2 * 6.48e9 * 608, rel=0.03)
+
+
+def test_hub_ids_of_known_sizes_are_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(PUBLISHED) <= {checkpoint for family in CATALOG for checkpoint in family.checkpoints}
+    assert set(PUBLISHED.values()) <= set(NAMES)
+    monkeypatch.setattr("edgevlm.pipeline.estimate.resolve", lambda model: pytest.fail(f"{model} is looked for"))
+    found = estimate(Recipe(model="llava-hf/llava-1.5-7b-hf"), NANO, Question(), "tensorrt")
+    assert found.model == "llava-1.5-7b"
 
 
 def test_a_model_that_does_not_fit_is_told_what_would(large: Estimate) -> None:
