@@ -1,9 +1,9 @@
 """Watches a worker from outside: resident memory of its process tree, and who else used the CPU meanwhile.
 
 A thread of the parent samples every 20 ms, so a peak inside one call is seen. Proportional set size walks page tables
-in the kernel and would disturb the timing, so it is read once a second, and so is the list of processes. The kernel's
-own high-water mark of the main process catches what falls between two samples. All this takes less than a hundredth of
-one core.
+in the kernel, the longer the more memory there is, so it is read once a second or less often, and so is the list of
+processes. The kernel's own high-water mark of the main process catches what falls between two samples. All this takes
+less than a hundredth of one core.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import psutil
 from edgevlm.bench.report import Memory
 
 INTERVAL_S = 0.02
-SLOW_INTERVAL_S = 1.0
+_SLOW_INTERVAL_S = 1.0
+#: What is slow to read takes no more than this share of a core.
+_SLOW_SHARE = 0.005
 #: Whether the kernel lists children; otherwise every process of the system has to be looked at.
 _LISTS_CHILDREN = any(Path("/proc/self/task").glob("*/children"))
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
@@ -77,8 +79,7 @@ class TreeWatch:
         next_slow = time.monotonic()
         while not self._stop.wait(INTERVAL_S):
             if time.monotonic() >= next_slow:
-                self.look_closely()
-                next_slow = time.monotonic() + SLOW_INTERVAL_S
+                next_slow = time.monotonic() + self.look_closely()
             self.look()
 
     def look(self) -> None:
@@ -86,11 +87,13 @@ class TreeWatch:
         self._peak_rss = max(self._peak_rss, _rss(self._pids))
         self._samples += 1
 
-    def look_closely(self) -> None:
-        """Find the processes anew, and read what is slow to read."""
+    def look_closely(self) -> float:
+        """Find the processes anew, and read what is slow to read; the seconds to wait until the next time."""
+        start = time.thread_time()
         self._pids = _tree(self._pid)
         self._peak_pss = max(self._peak_pss, _pss(self._pids))
         self._peak_rss = max(self._peak_rss, _high_water_mark(self._pid))
+        return max(_SLOW_INTERVAL_S, (time.thread_time() - start) / _SLOW_SHARE)
 
 
 class CpuShare:
