@@ -14,6 +14,7 @@ from edgevlm.bench.charts import share_bar, ttft_bars
 from edgevlm.bench.distribution import ridges
 from edgevlm.bench.energy_table import energy, heat
 from edgevlm.bench.findings import findings
+from edgevlm.bench.forecast_table import forecasts
 from edgevlm.bench.page import both, fill
 from edgevlm.bench.pairs import Proportion
 from edgevlm.bench.report import Report, Row
@@ -52,6 +53,7 @@ def render_html(report: Report) -> str:
         ridges_ttft=both(lambda width: ridges(report, "ttft", width)) if timed else (),
         ridges_gaps=both(lambda width: ridges(report, "gaps", width)) if timed else (),
         scatters=[(title, _scatter(report, cost)) for title, cost in _SCATTERS if has_points(report, cost)],
+        forecasts=forecasts(report),
         energy=energy(report),
         heat=heat(report),
         timelines=[(row.name, _timeline(row)) for row in seen[:_TIMELINES]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgevlm.bench.accuracy_table import figures, first_tokens
 from edgevlm.bench.energy_table import energy, heat
 from edgevlm.bench.findings import findings
+from edgevlm.bench.forecast_table import forecasts
 from edgevlm.bench.markdown import bullets, escape, table, terms
 from edgevlm.bench.report import Report
 from edgevlm.bench.reproduce import facts
@@ -23,6 +24,7 @@ def render_markdown(report: Report) -> str:
     ]
     for title, cells in (
         ("Latency", latency(report)),
+        ("Forecast against measured", forecasts(report)),
         ("Accuracy against the baseline", pairs(report)),
         ("First answer token", first_tokens(report)),
         ("Figures of the benchmark", figures(report)),

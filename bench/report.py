@@ -294,6 +294,17 @@ class Pruning(Part):
     against: list[Paired] = Field(description="paired with the study's cells of `uniform` and `random` for one share")
 
 
+class Forecast(Part):
+    """What `edgevlm estimate` says of a row: from numbers of the model and the device, not from measuring it."""
+
+    target: str = Field(description="name of the device's profile")
+    vision_ms: float | None
+    prefill_ms: float | None
+    tokens_per_second: float | None = Field(description="of decoding")
+    peak_bytes: int | None = Field(description="weights, cache, activations, and the runtime's own")
+    reason: str = Field(description="why there is none; empty if there is")
+
+
 class Row(Part):
     """One measured thing: a bundle, or the uncompressed reference."""
 
@@ -318,6 +329,7 @@ class Row(Part):
     energy: Energy | None = Field(default=None, description="null where nothing was timed, and in a study")
     heat: Heat | None = Field(default=None, description="null likewise, and where no sensor shows any")
     accuracy: Accuracy | None
+    forecast: Forecast | None = Field(default=None, description="null where none was asked for")
     flags: list[Flag]
     notes: list[str] = Field(
         default=[], description="what the bundle says of itself to people, such as choices it was made by"

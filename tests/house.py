@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 #: Modules that may import torch and friends; everything else runs on the device.
 HOST_HALF = (
     *("models", "reference", "calibration", "passes", "pruning", "quant", "exporters", "pipeline"),
-    *("runtimes.torch", "bench.suite", "bench.study"),
+    *("runtimes.torch", "bench.suite", "bench.study", "cli.forecasts"),
     *(f"zoo.{name}" for name in ZOO_HOST_HALF),
 )
 HOST_LIBRARIES = (

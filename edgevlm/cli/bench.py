@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
-from edgevlm.bundle import open_bundle
+from edgevlm.bundle import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.progress import show_progress
 from edgevlm.runtimes.base import KvCache
 from edgevlm.runtimes.select import DECODER_ENGINES, VISION_ENGINES
 
 if TYPE_CHECKING:
-    from edgevlm.bench.report import Scenario
+    from edgevlm.bench.report import Report, Scenario
 
 _POSITIVE = click.IntRange(min=1)
 _NOT_NEGATIVE = click.IntRange(min=0)
@@ -54,6 +55,7 @@ _NOT_NEGATIVE = click.IntRange(min=0)
 @click.option("--vision-engine", type=click.Choice(["auto", *VISION_ENGINES]), default="auto", show_default=True)
 @click.option("--decoder-engine", type=click.Choice(["auto", *DECODER_ENGINES]), default="auto", show_default=True)
 @click.option("--kv-cache", type=click.Choice(get_args(KvCache)), default="auto", show_default=True)
+@click.option("--forecast", metavar="TARGET", help="Put the forecast for that target beside what is measured.")
 @click.option("--seed", type=_NOT_NEGATIVE, default=0, show_default=True, help="Of images, items and resampling.")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="Seconds of silence allowed."
@@ -91,6 +93,7 @@ def command(
     vision_engine: str,
     decoder_engine: str,
     kv_cache: KvCache,
+    forecast: str | None,
     seed: int,
     timeout: float,
     resume: bool,
@@ -144,11 +147,14 @@ def command(
         idle_s=idle_time,
     )
     opened = [open_bundle(path) for path in bundles]
+    add_forecasts = None if forecast is None else _forecaster(forecast)
     claim(out)
     if not resume:
         forget(out)
     with show_progress("bench") as progress, SensorLog() as sensors:
         report = sweep(opened, settings, out, baseline=baseline, progress=progress, sensors=sensors)
+    if add_forecasts is not None:
+        report = add_forecasts(report, opened)
     write_report(report, out)
     if as_json:
         click.echo(report.model_dump_json(indent=1))
@@ -166,6 +172,15 @@ def command(
         )
     if gate is not None and (problems := broken(report)):
         raise EdgeVLMError(f"the gate {gate} does not hold: {'; '.join(problems)}", str(out / "report.html"), "")
+
+
+def _forecaster(target: str) -> Callable[[Report, Sequence[Bundle]], Report]:
+    """What puts forecasts into a report; made before measuring, since it needs the host half and a known target."""
+    from edgevlm.cli.forecasts import with_forecasts
+    from edgevlm.targets.host import find_target
+
+    profile = find_target(target)
+    return lambda report, bundles: with_forecasts(report, bundles, profile)
 
 
 def numbers(text: str, option: str, least: int) -> list[int]:
