@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from edgevlm.exporters.onnx.dialect import Dialect, Float32
-from edgevlm.exporters.onnx.graph import CONTRIB, FLOAT, INT8, INT32, INT64, Graph
+from edgevlm.exporters.onnx.graph import CONTRIB, FLOAT, INT8, INT32, INT64, INT64_MAX, Graph
 from edgevlm.exporters.onnx.packing import pack_codes, pack_zero_points
 from edgevlm.exporters.onnx.table import StoredTable
 from edgevlm.exporters.onnx.token_drop import Seen, declare_images, kept_places, part_suffix
@@ -24,7 +24,6 @@ from edgevlm.spec import DecoderSpec
 
 #: The place of the cache's scales among the inputs of GroupQueryAttention.
 _CACHE_SCALES = 12
-_INT64_MAX = np.iinfo(np.int64).max
 
 
 class OrtDialect(Dialect):
@@ -126,7 +125,7 @@ class OrtDialect(Dialect):
     def keep_last(self, x: str, name: str) -> str:
         """`[B, S, C]` to its last `num_logits_to_keep` positions; all of them for 0, since -0 is the start."""
         graph = self.graph
-        return graph.op("Slice", [x, "keep.starts", graph.integers(_INT64_MAX), graph.integers(1)], name)
+        return graph.op("Slice", [x, "keep.starts", graph.integers(INT64_MAX), graph.integers(1)], name)
 
     def linear(self, x: str, matrix: StoredMatrix, bias: Float32 | None, name: str) -> str:
         """`[B, S, K]` times a matrix `[N, K]`, plus a bias."""

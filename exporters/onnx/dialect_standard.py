@@ -21,13 +21,12 @@ import torch
 
 from edgevlm.exporters.onnx import standard_weights as weights
 from edgevlm.exporters.onnx.dialect import Dialect, Float32
-from edgevlm.exporters.onnx.graph import FLOAT, FLOAT16, INT64, Graph
+from edgevlm.exporters.onnx.graph import FLOAT, FLOAT16, INT64, INT64_MAX, Graph
 from edgevlm.exporters.onnx.table import StoredTable
 from edgevlm.models.decoder import rotary_tables
 from edgevlm.quant.schemes import StoredMatrix
 from edgevlm.spec import DecoderSpec
 
-_INT64_MAX = np.iinfo(np.int64).max
 #: What is added to scores of places that are not seen; its exponential is 0, and sums with it stay finite.
 _UNSEEN = np.float32(-1e30)
 
@@ -75,9 +74,13 @@ class StandardDialect(Dialect):
         graph.op("Add", [begin, "write_indices"], "sequence.positions")
         column = graph.op("Unsqueeze", ["sequence.positions", graph.integers(1)], "sequence.column")
         self._mask(graph.op("LessOrEqual", [places, column], "cache.seen"))
-        for name, table in zip(("rotary.cos", "rotary.sin"), self._rotary_tables(), strict=True):
-            graph.op("Unsqueeze", [table, graph.integers(0)], name)
+        self._rotary()
         return graph.op("Cast", [embeds], "inputs_embeds.narrow", to=self.float_type)
+
+    def _rotary(self) -> None:
+        """Cosine and sine `[1, S, R / 2]` of the positions, for all layers."""
+        for name, rows in zip(("rotary.cos", "rotary.sin"), self._rotary_tables(), strict=True):
+            self.graph.op("Unsqueeze", [rows, self.graph.integers(0)], name)
 
     def _rotary_tables(self) -> tuple[str, str]:
         """Cosine and sine `[S, R / 2]` of the positions."""
@@ -161,7 +164,7 @@ class StandardDialect(Dialect):
     def keep_last(self, x: str, name: str) -> str:
         """`[1, S, C]` to its last position."""
         graph = self.graph
-        bounds = [graph.integers(-1), graph.integers(_INT64_MAX), graph.integers(1)]
+        bounds = [graph.integers(-1), graph.integers(INT64_MAX), graph.integers(1)]
         return graph.op("Slice", [x, *bounds], name)
 
     def silu(self, x: str, name: str) -> str:

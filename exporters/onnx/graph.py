@@ -29,6 +29,8 @@ INT8 = onnx.TensorProto.INT8
 INT32 = onnx.TensorProto.INT32
 INT64 = onnx.TensorProto.INT64
 BOOL = onnx.TensorProto.BOOL
+#: The end of an axis, for Slice.
+INT64_MAX = np.iinfo(np.int64).max
 
 
 class Graph:

@@ -19,14 +19,16 @@ from edgevlm.exporters.onnx.configs import write_tokenizer
 from edgevlm.exporters.onnx.decoder import DecoderBuilder
 from edgevlm.exporters.onnx.dialect_standard import DecomposedDialect, FusedDialect
 from edgevlm.exporters.onnx.external import ExternalData
+from edgevlm.exporters.onnx.fusion_standard import DecomposedFusionDialect, FusedFusionDialect, build_fusion
 from edgevlm.exporters.onnx.graph import Graph
 from edgevlm.exporters.onnx.parts import Steps, artifacts, weight_errors, weights_of
 from edgevlm.exporters.onnx.table import StoredTable
-from edgevlm.exporters.tensorrt.plan import component, usual_prompt
+from edgevlm.exporters.tensorrt.plan import USUAL_TEXT, component, usual_prompt
 from edgevlm.exporters.tensorrt.schemes import tensorrt_scheme
 from edgevlm.exporters.tensorrt.versions import TensorRtOptions
 from edgevlm.exporters.tensorrt.vision import export_vision
 from edgevlm.models.footprint import release
+from edgevlm.models.fusion import Fusion
 from edgevlm.models.vlm import VlmModel
 from edgevlm.quant.schemes import store
 from edgevlm.quant.tensor import QuantizedTensor
@@ -63,9 +65,11 @@ def export(
     """
     folder = out / layout.FOLDER
     folder.mkdir()
-    steps = Steps([model.vision, model.decoder], progress)
+    fusions = [] if model.fusion is None else [model.fusion]
+    steps = Steps([model.vision, *fusions, model.decoder], progress)
     with weight_errors(model):
         vision, vision_plan = _export_vision(model, folder, vision_precision, static, steps)
+        fused = [_export_fusion(model, fusion, folder, precision, options, steps) for fusion in fusions]
         table, embedding, embedding_plan = _export_embedding(model, folder, precision, options, steps)
         decoder, decoder_plan = _export_decoder(model, folder, precision, options, table, steps)
     plan = BuildPlan(
@@ -73,12 +77,13 @@ def export(
         tensorrt=str(options),
         attention="fused" if options.fused else "decomposed",
         kv_length=options.kv_length,
-        components=(vision_plan, embedding_plan, decoder_plan),
+        components=(vision_plan, embedding_plan, *(each for _, each in fused), decoder_plan),
     )
     write_build_plan(out, plan)
     names = write_tokenizer(model.spec, model.tokenizer_files, out)
     tokenizer = [Artifact(name, "tokenizer", "json") for name in names]
-    return [*vision, *embedding, *decoder, Artifact(PLAN, "config", "json"), *tokenizer]
+    fusion_files = [file for files, _ in fused for file in files]
+    return [*vision, *fusion_files, *embedding, *decoder, Artifact(PLAN, "config", "json"), *tokenizer]
 
 
 def _export_vision(
@@ -95,6 +100,24 @@ def _export_vision(
     written = artifacts("vision", layout.VISION, precision, count, weight_bytes)
     profiles = {"image": {"batch_size": (1, 1, 1)}}
     return written, component(folder.parent, "vision", written, half=half, profiles=profiles)
+
+
+def _export_fusion(
+    model: VlmModel, fusion: Fusion, folder: Path, precision: Precision, options: TensorRtOptions, steps: Steps
+) -> tuple[list[Artifact], ComponentPlan]:
+    steps.before("fusion")
+    kind, half = FusedFusionDialect if options.fused else DecomposedFusionDialect, precision != "fp32"
+    with ExternalData(folder / layout.data_file(layout.FUSION, precision)) as data:
+        graph = Graph(layout.FUSION, data, opset=kind.opset, contrib=False)
+        dialect = kind(graph, fusion, model.spec.vision.image_tokens, options.kv_length, half=half)
+        build_fusion(DecoderBuilder(fusion, dialect, precision, scheme=tensorrt_scheme))
+    graph.save(folder / layout.graph_file(layout.FUSION, precision))
+    count = weights_of(fusion)
+    release(fusion)
+    steps.after("fusion", count)
+    written = artifacts("fusion", layout.FUSION, precision, count, graph.weight_bytes)
+    profiles = {"prompt": {"text_length": (1, min(USUAL_TEXT, options.kv_length), options.kv_length)}}
+    return written, component(folder.parent, "fusion", written, half=half, profiles=profiles)
 
 
 def _export_embedding(

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from edgevlm.exporters.base import Artifact
+from edgevlm.exporters.tensorrt.versions import image_positions
 from edgevlm.runtimes.build_plan import CacheEntry, ComponentPlan, Dtype, ProfilePlan, Role, ShapeRange, TensorPlan
 from edgevlm.spec import ModelSpec
 
@@ -22,7 +23,7 @@ _DTYPES: dict[int, Dtype] = {
 #: What a named axis is within a profile: smallest, usual, largest size.
 Sizes = tuple[int, int, int]
 #: Text around the image in a usual prompt, in tokens.
-_USUAL_TEXT = 64
+USUAL_TEXT = 64
 _MIB = 1 << 20
 _LEAST_WORKSPACE = 256 * _MIB
 _VISION_WORKSPACE = 1024 * _MIB
@@ -81,7 +82,7 @@ def component(
 
 def usual_prompt(spec: ModelSpec, kv_length: int) -> int:
     """Positions of a usual prompt: one image and a question."""
-    return min(kv_length, spec.vision.image_tokens + _USUAL_TEXT)
+    return min(kv_length, image_positions(spec) + USUAL_TEXT)
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorPlan:

@@ -56,11 +56,16 @@ def tensorrt_options(version: str | None, context_length: int | None, spec: Mode
     if wanted > most:
         what = f"the model cannot have a context of {wanted} positions"
         raise InputError(what, "context_length", f"give 1 to {most}")
-    needed = spec.vision.image_tokens + 1
-    if wanted < needed:
-        what = f"an image takes {spec.vision.image_tokens} positions, and the context has {wanted}"
-        raise InputError(what, "context_length", f"give {needed} or more, or prune image tokens")
+    image = image_positions(spec)
+    if wanted <= image:
+        what = f"an image takes {image} positions, and the context has {wanted}"
+        raise InputError(what, "context_length", f"give {image + 1} or more, or prune image tokens")
     return TensorRtOptions(major_minor, wanted)
+
+
+def image_positions(spec: ModelSpec) -> int:
+    """Positions that an image, or one tile of it, takes in the decoder."""
+    return spec.vision.image_tokens if spec.fusion is None else spec.fusion.image_tokens
 
 
 def supports(spec: ModelSpec, precision: Precision, vision_precision: VisionPrecision) -> str | None:
@@ -74,8 +79,6 @@ def supports(spec: ModelSpec, precision: Precision, vision_precision: VisionPrec
         return f"{spec.vision.reducer.name} shares tokens out among tiles, so their number differs from tile to tile"
     if spec.vision.text is not None:
         return "the question chooses its image tokens, and the vision engine takes pixels alone; use --format onnx"
-    if spec.fusion is not None:
-        return "its fusion of image and question is not written in standard operators; use --format onnx"
     if vision_precision in ("int8", "int4"):
         return f"vision weights in {vision_precision} are stored for CPUs; use fp16, or w8a8 with --calibrate"
     return None
