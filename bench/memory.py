@@ -18,6 +18,7 @@ from types import TracebackType
 
 import psutil
 
+from edgevlm.bench.gpu_memory import GpuWatch
 from edgevlm.bench.report import Memory
 
 INTERVAL_S = 0.02
@@ -30,10 +31,11 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 
 class TreeWatch:
-    """Samples the process tree under `pid` while the `with` block runs."""
+    """Samples the process tree under `pid` while the `with` block runs; `gpu` looks at the GPU's memory."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, gpu: GpuWatch | None = None) -> None:
         self._pid = pid
+        self._gpu = gpu or GpuWatch()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="tree-watch", daemon=True)
         self._pids = [pid]
@@ -44,6 +46,7 @@ class TreeWatch:
         self.loaded_rss: int | None = None
 
     def __enter__(self) -> TreeWatch:
+        self._gpu.__enter__()
         self._thread.start()
         return self
 
@@ -52,6 +55,7 @@ class TreeWatch:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        self._gpu.__exit__(kind, error, trace)
 
     def mark_loaded(self) -> None:
         """Remember the resident memory of this moment."""
@@ -73,6 +77,9 @@ class TreeWatch:
             interval_ms=INTERVAL_S * 1000,
             samples=self._samples,
             steady_rss_bytes=self._steady,
+            peak_gpu_bytes=self._gpu.peak_process,
+            peak_gpu_device_bytes=self._gpu.peak_device,
+            peak_unified_bytes=self._gpu.peak_unified,
         )
 
     def _watch(self) -> None:
@@ -85,6 +92,7 @@ class TreeWatch:
     def look(self) -> None:
         """Read the resident memory."""
         self._peak_rss = max(self._peak_rss, _rss(self._pids))
+        self._gpu.look(self._pids)
         self._samples += 1
 
     def look_closely(self) -> float:

@@ -124,6 +124,16 @@ class Memory(Part):
     interval_ms: float = Field(description="time between two samples of the resident set")
     samples: int
     steady_rss_bytes: list[int] = Field(default=[], description="resident set after each steady answer")
+    peak_gpu_bytes: int | None = Field(
+        default=None, description="GPU memory of the process tree; null where no driver tells"
+    )
+    peak_gpu_device_bytes: int | None = Field(
+        default=None, description="most in use on the GPUs by anyone, less the least; null where no driver tells"
+    )
+    peak_unified_bytes: int | None = Field(
+        default=None,
+        description="most memory in use by the whole system, less the least, where CPU and GPU share it; else null",
+    )
 
 
 class Figure(Part):
