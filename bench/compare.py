@@ -19,10 +19,11 @@ from edgevlm.bench.comparison import (
     Judgement,
     RowChange,
     Source,
+    Unit,
 )
 from edgevlm.bench.matching import identity, match
 from edgevlm.bench.pairs import Interval
-from edgevlm.bench.ratios import median_ratio, share_difference
+from edgevlm.bench.ratios import median_ratio, point_ratio, share_difference
 from edgevlm.bench.reading import ReadReport, read_predictions
 from edgevlm.bench.report import Accuracy, Environment, Paired, Row, Sample, Settings
 from edgevlm.errors import EdgeVLMError, InputError
@@ -50,7 +51,7 @@ def compare(old: ReadReport, new: ReadReport, *, tolerance: float, margin: float
         raise InputError(
             "the two reports have no row in common",
             f"{old.path} and {new.path}",
-            "rows are the same where model, format, precision, pruning, engines, threads and resolution are",
+            "rows are the same where model, format, precision, pruning, engines, threads, resolution and scenario are",
         )
     before, after = old.report.environment, new.report.environment
     return Comparison(
@@ -108,8 +109,10 @@ def _changes(old: Row, new: Row, tolerance: float) -> list[Change]:
         _sampled("TTFT steady", _of("steady", lambda sample: sample.ttft_ms), old, new, tolerance, judged=True),
         _sampled("TTFT cached", _of("cached", lambda sample: sample.ttft_ms), old, new, tolerance, judged=True),
         _sampled("decode", _of("steady", lambda sample: sample.tpot_ms), old, new, tolerance, judged=True, rate=True),
-        _counted("peak RSS", _peak, old, new, tolerance),
-        _counted("size", lambda row: row.total_bytes, old, new, tolerance),
+        _throughput(old, new, tolerance),
+        _counted("peak RSS", "bytes", _peak, old, new, tolerance, judged=True),
+        _counted("size", "bytes", lambda row: row.total_bytes, old, new, tolerance, judged=True),
+        _counted("energy per answer", "J", _energy, old, new, tolerance),
         _sampled("preprocess", _of("steady", lambda sample: sample.preprocess_ms), old, new, tolerance),
         _sampled("vision", _of("steady", lambda sample: sample.vision_ms), old, new, tolerance),
         _sampled("fusion", _of("steady", lambda sample: sample.fusion_ms), old, new, tolerance),
@@ -122,6 +125,12 @@ def _changes(old: Row, new: Row, tolerance: float) -> list[Change]:
 def _peak(row: Row) -> int | None:
     """Memory of a bundle; that of the uncompressed model depends on the tools around it."""
     return row.memory.peak_rss_bytes if row.memory is not None and row.kind == "bundle" else None
+
+
+def _energy(row: Row) -> float | None:
+    """Joules of the meter that covers most."""
+    meters = row.energy.meters if row.energy is not None else []
+    return meters[0].per_answer.gross if meters else None
 
 
 def _of(phase: str, figure: Callable[[Sample], float | None]) -> Callable[[Row], list[float]]:
@@ -166,7 +175,37 @@ def _sampled(
     )
 
 
-def _counted(name: str, figure: Callable[[Row], int | None], old: Row, new: Row, tolerance: float) -> Change | None:
+def _throughput(old: Row, new: Row, tolerance: float) -> Change | None:
+    """The change of what a batch job gets done, from the intervals that the reports have."""
+    before, after = (row.throughput.batches if row.throughput is not None else None for row in (old, new))
+    if before is None or after is None or min(before.median, after.median) <= 0:
+        return None
+    slower = point_ratio(before.p50, after.p50)
+    return Change(
+        figure="throughput",
+        unit="images/s",
+        better="higher",
+        old=before.median,
+        new=after.median,
+        old_n=before.n,
+        new_n=after.n,
+        change=after.median / before.median - 1,
+        interval=_less_one(point_ratio(after.p50, before.p50)),
+        judgement=judge(_less_one(slower), tolerance),
+        judged=True,
+    )
+
+
+def _counted(
+    name: str,
+    unit: Unit,
+    figure: Callable[[Row], float | None],
+    old: Row,
+    new: Row,
+    tolerance: float,
+    *,
+    judged: bool = False,
+) -> Change | None:
     """The change of a figure that is one number a run: taken as exact."""
     before, after = figure(old), figure(new)
     if not before or after is None:
@@ -174,7 +213,7 @@ def _counted(name: str, figure: Callable[[Row], int | None], old: Row, new: Row,
     change = after / before - 1
     return Change(
         figure=name,
-        unit="bytes",
+        unit=unit,
         better="lower",
         old=before,
         new=after,
@@ -183,7 +222,7 @@ def _counted(name: str, figure: Callable[[Row], int | None], old: Row, new: Row,
         change=change,
         interval=None,
         judgement=judge(Interval(value=change, low=change, high=change), tolerance),
-        judged=True,
+        judged=judged,
     )
 
 

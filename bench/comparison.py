@@ -16,7 +16,7 @@ from edgevlm.bench.report import Paired, Part
 
 COMPARISON_VERSION = 1
 Judgement: TypeAlias = Literal["regression", "undecided", "unchanged", "improvement"]
-Unit: TypeAlias = Literal["ms", "tokens/s", "bytes"]
+Unit: TypeAlias = Literal["ms", "tokens/s", "images/s", "bytes", "J"]
 
 
 class Source(Part):

@@ -8,16 +8,17 @@ from edgevlm.bench.findings import Finding
 from edgevlm.bench.table import Cell, Table, Tone
 
 TONES: dict[Judgement, Tone] = {"regression": "bad", "undecided": "unsure", "unchanged": "", "improvement": "good"}
-_JUDGED = ("TTFT steady", "TTFT cached", "decode", "peak RSS", "size")
+_JUDGED = ("TTFT steady", "TTFT cached", "decode", "throughput", "peak RSS", "size")
 
 
 def overview(comparison: Comparison) -> Table:
     """One line a row: how much each judged figure changed."""
-    headers = ("row", "status", *_JUDGED, "accuracy (points)")
+    figures = [name for name in _JUDGED if any(each.figure == name for row in comparison.rows for each in row.changes)]
+    headers = ("row", "status", *figures, "accuracy (points)")
     rows = []
     for row in comparison.rows:
         by_name = {change.figure: change for change in row.changes}
-        cells = [_change(by_name.get(name)) for name in _JUDGED]
+        cells = [_change(by_name.get(name)) for name in figures]
         rows.append((Cell(row.name, _what(row)), _status(row), *cells, _accuracy(row)))
     return Table(headers, tuple(rows), headers[2:])
 
@@ -31,7 +32,7 @@ def details(comparison: Comparison) -> Table:
             rows.append(
                 (
                     Cell(row.name),
-                    Cell(change.figure, "" if change.judged else "explains, is not judged"),
+                    Cell(change.figure, "" if change.judged else "not judged"),
                     Cell(_value(change, change.old), _count(change.old_n)),
                     Cell(_value(change, change.new), _count(change.new_n)),
                     Cell(show.change(change.change)),
@@ -118,7 +119,7 @@ def _accuracy(row: RowChange) -> Cell:
 def _value(change: Change, value: float) -> str:
     if change.unit == "bytes":
         return show.megabytes(round(value))
-    return show.milliseconds(value) if change.unit == "ms" else f"{show.rate(value)} tok/s"
+    return show.milliseconds(value) if change.unit == "ms" else f"{show.three_digits(value)} {change.unit}"
 
 
 def _count(n: int | None) -> str:

@@ -26,6 +26,7 @@ class Identity:
         engines: of vision and decoder, without versions.
         threads: that were asked for; 0 is the engines' own choice.
         resolution: pixels along one side.
+        scenario: single-stream or offline.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Identity:
     engines: str | None
     threads: int
     resolution: int | None
+    scenario: str
 
     def agrees(self, other: Identity) -> bool:
         """Whether nothing that both tell differs."""
@@ -45,6 +47,7 @@ class Identity:
     def __str__(self) -> str:
         parts = [self.format, self.precision, self.pruning, self.engines]
         parts += [f"{self.threads} threads" if self.threads else "", f"{self.resolution} px" if self.resolution else ""]
+        parts += [self.scenario if self.scenario != "single-stream" else ""]
         return ", ".join(part for part in parts if part)
 
 
@@ -68,6 +71,7 @@ def identity(report: Report, row: Row) -> Identity:
         engines=_engines(row),
         threads=row.threads if row.threads is not None else report.settings.threads,
         resolution=row.resolution,
+        scenario=report.settings.scenario,
     )
 
 

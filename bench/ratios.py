@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from edgevlm.bench.pairs import Interval, Proportion
-from edgevlm.bench.stats import percentile
+from edgevlm.bench.stats import Percentile, percentile
 
 
 def difference(of: Interval, less: Interval) -> Interval:
@@ -25,14 +25,15 @@ def difference(of: Interval, less: Interval) -> Interval:
 
 
 def median_ratio(new: Sequence[float], old: Sequence[float]) -> Interval | None:
-    """Median of `new` over that of `old`; None with fewer than 6 samples in either, or where one is not above zero.
+    """Median of `new` over that of `old`; None with fewer than 6 samples in either, or where one is not above zero."""
+    return point_ratio(percentile(new, 50), percentile(old, 50))
 
-    The difference of logarithms has the interval, which is that of the ratio once it is taken back.
-    """
-    points = [percentile(samples, 50) for samples in (new, old)]
+
+def point_ratio(new: Percentile | None, old: Percentile | None) -> Interval | None:
+    """`new` over `old` with the interval of the difference of their logarithms, taken back; None where one is not."""
     logs = [
         Interval(value=math.log(point.value), low=math.log(point.low), high=math.log(point.high))
-        for point in points
+        for point in (new, old)
         if point is not None and point.low > 0
     ]
     if len(logs) < 2:

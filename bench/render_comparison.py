@@ -25,7 +25,7 @@ RULE = {
     "Memory and size are one number a run, taken as exact.",
     "Accuracy": "new less old on the same items, bootstrap over images, where both reports have their answers beside "
     "them; else two independent samples (Newcombe 1998), which shows less.",
-    "Stages": "explain a change of TTFT; they are not judged.",
+    "Not judged": "stages, which explain a change of TTFT, and energy, one number a run that a warmer day changes.",
 }
 
 

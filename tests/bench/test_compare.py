@@ -13,13 +13,29 @@ from edgevlm.bench.compare import compare, judge
 from edgevlm.bench.comparison import Change, Comparison, comparison_schema
 from edgevlm.bench.comparison_chart import forest
 from edgevlm.bench.matching import identity, match
+from edgevlm.bench.metered import Energy, Joules, Meter
 from edgevlm.bench.pairs import Interval
 from edgevlm.bench.reading import read_report
 from edgevlm.bench.render_comparison import render_html, render_markdown
-from edgevlm.bench.report import Engine, Report, Row
+from edgevlm.bench.report import Engine, Report, Row, Throughput
+from edgevlm.bench.stats import summarise
 from edgevlm.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
+METER = Meter(
+    source="ina3221",
+    rails=["VDD_IN"],
+    covers="the module",
+    method="trapezoid",
+    rate_hz=10,
+    answers=6,
+    seconds=3,
+    mean_w=6,
+    idle_w=None,
+    per_answer=Joules(gross=3.0, net=None),
+    per_image=None,
+    per_token=None,
+)
 
 
 def compared(folder: Path, old: Report, new: Report, tolerance: float = 0.05) -> Comparison:
@@ -85,6 +101,36 @@ def test_size_and_memory_are_taken_as_exact(tmp_path: Path) -> None:
     found = compared(tmp_path, report(row("a")), report(bigger), tolerance=0.09)
     assert found.regressions == ["a: size"]
     assert compared(tmp_path, report(row("a")), report(bigger), tolerance=0.11).regressions == []
+
+
+def test_batch_jobs_are_compared_by_what_they_get_done(tmp_path: Path) -> None:
+    def batches(*rates: float) -> Row:
+        summary = summarise(rates)
+        assert summary is not None
+        done = Throughput(
+            answers=64,
+            tokens=640,
+            seconds=8,
+            images_per_second=8,
+            tokens_per_second=80,
+            batch=8,
+            batches=summary,
+        )
+        return row("a", throughput=done, energy=Energy(meters=[METER], reason=""))
+
+    old, new = batches(8.0, 8.1, 8.2, 8.0, 8.1, 8.1), batches(7.0, 7.1, 7.2, 7.0, 7.1, 7.1)
+    found = compared(tmp_path, report(old, scenario="offline"), report(new, scenario="offline"))
+    assert found.regressions == ["a: throughput"]
+    throughput = change(found, "throughput")
+    assert throughput.change == pytest.approx(7.1 / 8.1 - 1)
+    assert throughput.interval is not None
+    assert throughput.interval.low == pytest.approx(-0.138, abs=0.005)
+    energy = change(found, "energy per answer")
+    assert (energy.old, energy.change, energy.judged) == (3.0, 0.0, False)
+    assert "offline" in found.rows[0].what
+    assert match(report(old, scenario="offline"), report(new)).pairs == []
+    assert "throughput" in render_markdown(found)
+    assert "throughput" not in render_markdown(compared(tmp_path, report(row("a")), report(row("a"))))
 
 
 def test_rows_are_matched_by_what_they_are() -> None:
