@@ -133,15 +133,20 @@ def open_text(bundle: Bundle, options: EngineOptions) -> TextEngine | None:
 
 
 def open_fusion(bundle: Bundle, options: EngineOptions) -> FusionEngine | None:
-    """Load the fusion engine; None for a bundle without a fusion.
+    """Load the fusion engine, TensorRT's where it was built for this machine; None for a bundle without a fusion.
 
     Raises:
         BundleError: the bundle lacks its fusion graph.
-        InputError: ONNX Runtime, which runs it whatever the decoder's engine, is not installed.
+        InputError: ONNX Runtime, which otherwise runs it whatever the decoder's engine, is not installed.
         EngineError: it cannot load the graph.
     """
     if bundle.spec.fusion is None:
         return None
+    if bundle.find("fusion", ".engine") is not None and options.device.kind in _TENSORRT.devices:
+        from edgevlm.runtimes.tensorrt import TensorRTFusion, has_engine
+
+        if has_engine(bundle, "fusion", options.device.index):
+            return TensorRTFusion(bundle, options.device.index)
     path = bundle.artifact("fusion", ".onnx")
     if not _ONNXRUNTIME.installed:
         raise InputError("the bundle's fusion needs ONNX Runtime", str(path), "pip install 'edgevlm[onnx]'")

@@ -1,4 +1,4 @@
-"""TensorRT engines on NVIDIA GPUs: vision, and a decoder whose keys and values stay on the GPU.
+"""TensorRT engines on NVIDIA GPUs: vision, fusion, and a decoder whose keys and values stay on the GPU.
 
 In: a bundle with a build plan and engines that `edgevlm build` made for this machine. Out: the engine protocols of
 `runtimes.base`. The decoder looks tokens up on the GPU too, appends to its keys and values in place (or, where the
@@ -7,6 +7,7 @@ graph cannot, to one of two copies that change places), and runs a decode step a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,24 @@ from numpy.typing import NDArray
 from edgevlm.bundle import Bundle
 from edgevlm.errors import EdgeVLMError, EngineError, InputError, UnsupportedError
 from edgevlm.runtimes.base import EngineOptions, EngineStats, Float32, Int32, Segment
-from edgevlm.runtimes.build_plan import PLAN, BuildPlan, ComponentPlan, Role, fixed_bytes, read_build_plan
+from edgevlm.runtimes.build_plan import PLAN, BuildPlan, ComponentPlan, Role, Sizes, fixed_bytes, read_build_plan
 from edgevlm.runtimes.checks import (
     check_fits,
     check_own_cache,
     checked_features,
+    checked_fusion,
     context_length,
     engine_errors,
 )
 from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.runtimes.trt.cards import EngineCard, Place, find_engine
 from edgevlm.runtimes.trt.cuda import Cuda
-from edgevlm.runtimes.trt.engine import Engine
+from edgevlm.runtimes.trt.engine import Engine, longest
 from edgevlm.runtimes.trt.library import LIBRARIES, Library, installed, l4t_release, library_version
 
+#: Inputs of the fusion, in the order of `fuse`.
+_FUSED = ("image_embeds", "text_embeds")
+_DECODER_ROLES: tuple[Role, Role] = ("embed", "decoder")
 _NONE = "install JetPack's TensorRT on a Jetson (docs/jetson.md); on an RTX card: pip install 'edgevlm[rtx]'"
 
 
@@ -63,16 +68,19 @@ def has_engine(bundle: Bundle, role: Role, device: int = 0) -> bool:
         cuda.close()
 
 
-class _Opened:
-    """One component of a bundle, loaded on the GPU."""
+class _Found:
+    """What a bundle has of one component for this machine: its plan, its engine's file and card."""
 
-    def __init__(self, bundle: Bundle, plan: BuildPlan, role: Role, cuda: Cuda, places: list[Place]) -> None:
+    def __init__(self, bundle: Bundle, plan: BuildPlan, role: Role, places: list[Place]) -> None:
         component = plan.component(role)
         if component is None:
             raise UnsupportedError(f"the build plan has no {role}", str(bundle.path / PLAN), "export the bundle again")
-        path, self.card = find_engine(bundle, component, places)
-        self.engine = Engine(path, self.card, component, cuda)
+        self.path, self.card = find_engine(bundle, component, places)
         self.component: ComponentPlan = component
+
+    def load(self, cuda: Cuda, largest: Mapping[str, Sizes] | None = None) -> Engine:
+        """Load the engine onto the GPU; `largest` as `Engine` takes it."""
+        return Engine(self.path, self.card, self.component, cuda, largest)
 
 
 def _stats(card: EngineCard, cuda: Cuda, **details: str) -> EngineStats:
@@ -93,8 +101,8 @@ class TensorRTVision:
         """
         plan = read_build_plan(bundle.path / PLAN)
         self._cuda = Cuda(device)
-        opened = _Opened(bundle, plan, "vision", self._cuda, places_here(self._cuda))
-        self._engine, self._card = opened.engine, opened.card
+        opened = _Found(bundle, plan, "vision", places_here(self._cuda))
+        self._engine, self._card = opened.load(self._cuda), opened.card
         if len(opened.component.inputs) != 1:
             raise UnsupportedError("the vision graph takes more than pixels", opened.component.graph)
         self._input, self._output = opened.component.inputs[0].name, opened.component.outputs[0].name
@@ -130,6 +138,56 @@ class TensorRTVision:
         self._cuda.close()
 
 
+class TensorRTFusion:
+    """Image and text embeddings through the fusion engine."""
+
+    def __init__(self, bundle: Bundle, device: int = 0) -> None:
+        """Load the engine.
+
+        Raises:
+            EngineError: there is no GPU, no library, or no engine for them.
+            BundleError: the plan or the engine is damaged.
+        """
+        assert bundle.spec.fusion is not None
+        plan = read_build_plan(bundle.path / PLAN)
+        self._cuda = Cuda(device)
+        found = _Found(bundle, plan, "fusion", places_here(self._cuda))
+        self._tokens, self._hidden = bundle.spec.fusion.image_tokens, bundle.spec.decoder.hidden_size
+        self._profile = found.component.profiles[0].name
+        self._longest = longest(found.component, self._profile, "text_embeds")
+        fused = (1, self._tokens + self._longest, self._hidden)
+        self._engine, self._card = found.load(self._cuda, {"fused_embeds": fused}), found.card
+
+    def fuse(self, image: Float32, text: Float32) -> Float32:
+        """Embeddings `[V, hidden]` and `[L, hidden]` to `[Q + L, hidden]`.
+
+        Raises:
+            EngineError: the runtime failed or returned another shape.
+            InputError: the text is longer than the engine was built for.
+        """
+        if not 0 < len(text) <= self._longest:
+            what = f"the prompt has {len(text)} positions, the fusion engine takes 1 to {self._longest}"
+            raise InputError(what, "prompt", "shorten it, or export with a larger --context-length")
+        fed = {name: np.ascontiguousarray(rows[None]) for name, rows in zip(_FUSED, (image, text), strict=True)}
+        self._engine.set_shape(self._profile, "text_embeds", (1, *text.shape))
+        for name, rows in fed.items():
+            self._cuda.upload(self._engine.addresses[name], rows)
+        fused = np.empty((1, self._tokens + len(text), self._hidden), np.float32)
+        self._engine.enqueue(self._profile)
+        self._cuda.download(fused, self._engine.addresses["fused_embeds"])
+        self._cuda.wait()
+        return checked_fusion(fused, self._tokens + len(text), self._hidden)
+
+    def stats(self) -> EngineStats:
+        """Name, version and settings."""
+        return _stats(self._card, self._cuda)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.close()
+        self._cuda.close()
+
+
 class TensorRTDecoder:
     """The decoder and its embedding, as two engines in one stream."""
 
@@ -150,17 +208,17 @@ class TensorRTDecoder:
         self._cuda = Cuda(device)
         places = places_here(self._cuda)
         self._graphs: list[Any] = []
-        embed = _Opened(bundle, plan, "embed", self._cuda, places)
+        embed, decoder = (_Found(bundle, plan, role, places) for role in _DECODER_ROLES)
+        self._embed = embed.load(self._cuda)
         try:
-            opened = _Opened(bundle, plan, "decoder", self._cuda, places)
+            self._engine = decoder.load(self._cuda)
         except BaseException:
-            embed.engine.close()
+            self._embed.close()
             raise
-        self._embed, self._engine, self._card = embed.engine, opened.engine, opened.card
-        self._component = opened.component
+        self._card, self._component = decoder.card, decoder.component
         self._rotary = RotaryPositions(self.context_length) if numbers.rope_sections else None
         self._longest = min(
-            self._engine.longest("prefill", "inputs_embeds"), self._embed.longest("prefill", "input_ids")
+            longest(decoder.component, "prefill", "inputs_embeds"), longest(embed.component, "prefill", "input_ids")
         )
         self._logits: Float32 = np.empty(self.vocab_size, np.float32)
         self._turn = 0

@@ -243,16 +243,17 @@ class _Context:
 
     def execute_async_v3(self, stream: _Stream) -> bool:
         engine, addresses = self._engine, dict(self._addresses)
-        shapes = {name: self.get_tensor_shape(name) for name in (*engine.inputs, *engine.outputs)}
-        if any(size < 0 for shape in shapes.values() for size in shape) or set(addresses) != set(shapes):
+        shapes = {name: self.get_tensor_shape(name) for name in engine.inputs}
+        if any(size < 0 for shape in shapes.values() for size in shape):
+            return False
+        if set(addresses) != {*engine.inputs, *engine.outputs}:
             return False
 
         def run() -> None:
             feed = {name: _at(addresses[name], shapes[name], item.type).copy() for name, item in engine.inputs.items()}
             for name, value in zip(engine.outputs, engine.session.run(None, feed), strict=True):
-                target = _at(addresses[name], shapes[name], engine.outputs[name].type)
-                assert value.shape == target.shape
-                target[...] = value
+                assert CURRENT.cuda.inside(addresses[name], value.nbytes), f"{name} is written past its allocation"
+                _at(addresses[name], value.shape, engine.outputs[name].type)[...] = value
 
         stream.put(run)
         return True
@@ -265,10 +266,17 @@ def _at(address: int, shape: tuple[int, ...], kind: str) -> np.ndarray[Any, Any]
     return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape)
 
 
+class CURRENT:
+    """The GPU that `install` put in place; engines check their outputs against its allocations."""
+
+    cuda: FakeCuda
+
+
 def install(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, version: str = VERSION) -> None:
     """Let `cuda.bindings.runtime` and `tensorrt` be the pretended ones, and no other TensorRT be installed."""
     from edgevlm.runtimes import tensorrt as engines
 
+    CURRENT.cuda = cuda
     module = types.ModuleType("tensorrt")
     module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
     module.__dict__.update(__version__=version, ILogger=_Logger, Runtime=_Runtime)

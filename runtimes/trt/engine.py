@@ -6,11 +6,12 @@ is allocated after loading; contexts of several profiles share the weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import BundleError, EngineError
-from edgevlm.runtimes.build_plan import ComponentPlan, ProfilePlan, Sizes, tensor_bytes
+from edgevlm.runtimes.build_plan import PLAN, ComponentPlan, ProfilePlan, Sizes, tensor_bytes
 from edgevlm.runtimes.trt.cards import EngineCard
 from edgevlm.runtimes.trt.cuda import Cuda
 from edgevlm.runtimes.trt.library import load_library, open_log
@@ -25,8 +26,12 @@ class Engine:
         addresses: of inputs and outputs on the GPU; those of the cache are set by whoever owns it.
     """
 
-    def __init__(self, path: Path, card: EngineCard, plan: ComponentPlan, cuda: Cuda) -> None:
+    def __init__(
+        self, path: Path, card: EngineCard, plan: ComponentPlan, cuda: Cuda, largest: Mapping[str, Sizes] | None = None
+    ) -> None:
         """Load it, and allocate inputs and outputs but for the cache.
+
+        `largest` has the shapes, at their largest, of outputs whose shapes the caller knows and the engine may not.
 
         Raises:
             EngineError: the library is missing, refuses the engine, or the GPU has too little memory.
@@ -34,7 +39,7 @@ class Engine:
         """
         self.plan = plan
         self.addresses: dict[str, int] = {}
-        self._cuda, self._path = cuda, str(path)
+        self._cuda, self._path, self._largest = cuda, str(path), largest or {}
         self._owned: list[int] = []
         trt = load_library(card.library)
         self._logger, self._log = open_log(trt)
@@ -76,7 +81,8 @@ class Engine:
         cached = {name for entry in self.plan.cache for name in (entry.past, entry.present)}
         for tensor in (*self.plan.inputs, *self.plan.outputs):
             if tensor.name not in cached:
-                shapes = [self.shape(profile.name, tensor.name) for profile in self.plan.profiles]
+                known = self._largest.get(tensor.name)
+                shapes = [known or self.shape(profile.name, tensor.name) for profile in self.plan.profiles]
                 self.addresses[tensor.name] = self.allocate(max(1, *(tensor_bytes(tensor, shape) for shape in shapes)))
         for name, address in self.addresses.items():
             self.bind(name, address)
@@ -123,13 +129,6 @@ class Engine:
         tells = getattr(self._contexts[profile], "is_stream_capturable", None)
         return tells is None or bool(tells(self._cuda.stream))
 
-    def longest(self, profile: str, name: str) -> int:
-        """The most positions (axis 1) that an input may have in a profile."""
-        for span in (span for each in self.plan.profiles if each.name == profile for span in each.shapes):
-            if span.tensor == name:
-                return span.max[1]
-        raise BundleError(f"the build plan has no range of {name} in profile {profile}", self._path, _HINT)
-
     def close(self) -> None:
         """Free contexts, weights and buffers."""
         self._contexts = {}
@@ -140,3 +139,15 @@ class Engine:
     def _failed(self, what: str) -> EngineError:
         reason = f": {self._log[-1]}" if self._log else ""
         return EngineError(f"{what}{reason}", self._path, _HINT)
+
+
+def longest(plan: ComponentPlan, profile: str, name: str) -> int:
+    """The most positions (axis 1) that an input may have in a profile.
+
+    Raises:
+        BundleError: the plan does not say.
+    """
+    for span in (span for each in plan.profiles if each.name == profile for span in each.shapes):
+        if span.tensor == name:
+            return span.max[1]
+    raise BundleError(f"the build plan has no range of {name} in profile {profile}", PLAN, _HINT)

@@ -1,4 +1,4 @@
-"""What needs an NVIDIA GPU: engines on it answer like the same bundle on the CPU. Elsewhere skipped, with the reason."""
+"""What needs an NVIDIA GPU: engines there answer as on the CPU. Elsewhere it is skipped, with the reason."""
 
 from pathlib import Path
 

@@ -12,18 +12,27 @@ import numpy as np
 import pytest
 from decoders import QWEN2
 from fake_gpu import FakeCuda, engine_bytes
+from llava_mini_oracle import make_oracle, write_checkpoint
 from tiny import TOKENS, tiny_bundle, tiny_model, tiny_with_tokenizer
-from trt_bundles import trt_bundle
+from trt_bundles import name_files, trt_bundle
 
 from edgevlm.bundle import Bundle, open_bundle
 from edgevlm.errors import BundleError, EngineError, InputError
+from edgevlm.exporters.base import Artifact
 from edgevlm.exporters.lint import lint
+from edgevlm.exporters.onnx.decoder import DecoderBuilder
+from edgevlm.exporters.onnx.external import ExternalData
+from edgevlm.exporters.onnx.fusion_standard import FusedFusionDialect, build_fusion
+from edgevlm.exporters.onnx.graph import Graph
+from edgevlm.exporters.tensorrt.plan import component as plan_component
+from edgevlm.exporters.tensorrt.schemes import tensorrt_scheme
 from edgevlm.exporters.tensorrt.versions import TensorRtOptions
+from edgevlm.models import load
 from edgevlm.runtimes.base import EngineOptions, Float32
-from edgevlm.runtimes.build_plan import PLAN, read_build_plan
-from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder, OnnxRuntimeVision
-from edgevlm.runtimes.select import open_decoder, open_vision
-from edgevlm.runtimes.tensorrt import TensorRTDecoder, TensorRTVision
+from edgevlm.runtimes.build_plan import PLAN, PLAN_SCHEMA_VERSION, BuildPlan, read_build_plan, write_build_plan
+from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder, OnnxRuntimeFusion, OnnxRuntimeVision
+from edgevlm.runtimes.select import open_decoder, open_fusion, open_vision
+from edgevlm.runtimes.tensorrt import TensorRTDecoder, TensorRTFusion, TensorRTVision
 from edgevlm.runtimes.trt.cards import Place, card_for, list_engines
 
 LENGTH = 96
@@ -179,6 +188,55 @@ def test_images(trt: Bundle, reference: Bundle, cuda: FakeCuda) -> None:
     assert "Pretended GPU (SM 8.7)" in engine.stats().details["gpu"]
     engine.close()
     assert not cuda.blocks
+
+
+def _fusion_bundle(scratch: Path) -> Bundle:
+    """LLaVA-Mini's fusion alone: its vision tower would take the test ten seconds to trace."""
+    model = load(write_checkpoint(make_oracle(kind="qwen", compressor_size=2), scratch / "checkpoint", kind="qwen"))
+    assert model.fusion is not None
+    folder = scratch / "bundle"
+    (folder / "onnx").mkdir(parents=True)
+    files = [
+        Artifact("onnx/fusion.onnx", "fusion", "onnx", "fp32"),
+        Artifact("onnx/fusion.onnx_data", "fusion", "onnx-data", "fp32"),
+    ]
+    with ExternalData(folder / files[1].path) as data:
+        graph = Graph("fusion", data, opset=FusedFusionDialect.opset, contrib=False)
+        dialect = FusedFusionDialect(graph, model.fusion, model.spec.vision.image_tokens, 48, half=False)
+        build_fusion(DecoderBuilder(model.fusion, dialect, "fp32", scheme=tensorrt_scheme))
+    graph.save(folder / files[0].path)
+    profiles = {"prompt": {"text_length": (1, 8, 48)}}
+    plan = BuildPlan(
+        schema_version=PLAN_SCHEMA_VERSION,
+        tensorrt="10.16",
+        attention="fused",
+        kv_length=48,
+        components=(plan_component(folder, "fusion", files, half=False, profiles=profiles),),
+    )
+    write_build_plan(folder, plan)
+    name_files(folder, model, [*files, Artifact(PLAN, "config", "json")])
+    _add_engines(folder, Place("tensorrt", fake_gpu.VERSION, (8, 7)))
+    return open_bundle(folder)
+
+
+def test_image_and_question_are_fused(cuda: FakeCuda, tmp_path: Path) -> None:
+    """LLaVA-Mini's third engine, over prompts of two lengths; too long a prompt is refused."""
+    bundle = _fusion_bundle(tmp_path)
+    ours = open_fusion(bundle, OPTIONS)
+    assert isinstance(ours, TensorRTFusion)
+    theirs = OnnxRuntimeFusion(bundle.artifact("fusion", ".onnx"), bundle.spec, OPTIONS)
+    generator = np.random.default_rng(0)
+    hidden = bundle.spec.decoder.hidden_size
+    image = generator.standard_normal((bundle.spec.vision.image_tokens, hidden), dtype=np.float32)
+    for length in (1, 20):
+        text = generator.standard_normal((length, hidden), dtype=np.float32)
+        np.testing.assert_allclose(ours.fuse(image, text), theirs.fuse(image, text), atol=1e-5)
+    with pytest.raises(InputError, match="takes 1 to 48"):
+        ours.fuse(image, np.zeros((49, hidden), np.float32))
+    ours.close()
+    assert not cuda.blocks
+    cuda.devices = 0
+    assert isinstance(open_fusion(bundle, OPTIONS), OnnxRuntimeFusion)
 
 
 def test_auto_takes_the_engines_that_were_built_for_this_machine(trt: Bundle, cuda: FakeCuda) -> None:
