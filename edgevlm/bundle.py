@@ -24,6 +24,9 @@ from edgevlm.validation import first_problem
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 _HINT = "export the bundle again, or copy it again from where it came"
+#: Where `edgevlm build` puts engines; they can be made anew without an export.
+ENGINE_FOLDER = "tensorrt"
+_ENGINE_HINT = "build it again: edgevlm build BUNDLE --target NAME"
 _MAX_MANIFEST_BYTES = 16 << 20
 
 
@@ -180,6 +183,7 @@ def _check_artifact(folder: Path, entry: ArtifactEntry, *, verify: bool) -> None
         or "\0" in entry.path
     ):
         raise BundleError("an artefact's path leaves the bundle", f"{folder / MANIFEST}: {entry.path}", _HINT)
+    hint = _ENGINE_HINT if relative.parts[0] == ENGINE_FOLDER else _HINT
     path = folder
     try:
         for part in relative.parts:
@@ -188,10 +192,10 @@ def _check_artifact(folder: Path, entry: ArtifactEntry, *, verify: bool) -> None
                 raise BundleError("a bundle may not hold symbolic links", str(path), _HINT)
         info = path.stat()
     except OSError as error:
-        raise BundleError("an artefact is missing", str(path), _HINT) from error
+        raise BundleError("an artefact is missing", str(path), hint) from error
     if not stat.S_ISREG(info.st_mode):
         raise BundleError("an artefact is not a plain file", str(path), _HINT)
     if info.st_size != entry.bytes:
-        raise BundleError(f"an artefact has {info.st_size} bytes instead of {entry.bytes}", str(path), _HINT)
+        raise BundleError(f"an artefact has {info.st_size} bytes instead of {entry.bytes}", str(path), hint)
     if verify and sha256_file(path) != entry.sha256:
-        raise BundleError("an artefact was altered: its SHA-256 differs", str(path), _HINT)
+        raise BundleError("an artefact was altered: its SHA-256 differs", str(path), hint)

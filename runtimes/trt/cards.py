@@ -14,13 +14,20 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgevlm.bundle import ArtifactEntry, Bundle, open_bundle, read_manifest, sha256_file, write_manifest
+from edgevlm.bundle import (
+    ENGINE_FOLDER,
+    ArtifactEntry,
+    Bundle,
+    open_bundle,
+    read_manifest,
+    sha256_file,
+    write_manifest,
+)
 from edgevlm.errors import BundleError, EngineError
 from edgevlm.runtimes.build_plan import ComponentPlan, Role
 from edgevlm.runtimes.trt.library import Library
 from edgevlm.validation import first_problem
 
-FOLDER = "tensorrt"
 CARD_ROLE = "engine"
 CARD_SCHEMA_VERSION = 1
 _MAX_CARD_BYTES = 1 << 16
@@ -46,7 +53,7 @@ class Place:
         """The folder of its engines, relative to the bundle."""
         capability = "{}{}".format(*self.compute_capability)
         system = f"-l4t{self.l4t}" if self.l4t else ""
-        return f"{FOLDER}/{self.library.replace('_', '-')}-{self.version}-sm{capability}{system}"
+        return f"{ENGINE_FOLDER}/{self.library.replace('_', '-')}-{self.version}-sm{capability}{system}"
 
     def __str__(self) -> str:
         system = f" on L4T {self.l4t}" if self.l4t else ""
@@ -215,7 +222,7 @@ def forget_broken(folder: Path) -> None:
     broken = {
         entry.path.rpartition(".")[0]
         for entry in manifest.artifacts
-        if entry.path.startswith(f"{FOLDER}/") and not _has_size(folder / entry.path, entry.bytes)
+        if entry.path.startswith(f"{ENGINE_FOLDER}/") and not _has_size(folder / entry.path, entry.bytes)
     }
     if broken:
         kept = [entry for entry in manifest.artifacts if entry.path.rpartition(".")[0] not in broken]

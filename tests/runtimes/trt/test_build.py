@@ -96,8 +96,9 @@ def test_a_damaged_engine_is_refused_and_can_be_built_again(bundle: Path, spoil:
         engine.unlink()
     else:
         engine.write_bytes(b"\0" + whole[1:])
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError) as caught:
         open_bundle(bundle, verify=True)
+    assert "edgevlm build" in caught.value.hint
     (again,) = build_engines(bundle, "rtx-3060", progress=_silent)
     assert not again.reused
     assert _find(bundle, _here()) == engine
