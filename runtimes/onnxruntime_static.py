@@ -23,6 +23,9 @@ from edgevlm.runtimes.ort_session import bind_input, bind_output, open_session, 
 from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import ModelSpec
 
+#: Bytes of memory that must be free for one of weights of 4 bits: float32 of each, twice while it is made.
+_WIDENED = 16
+
 
 class OnnxRuntimeStaticDecoder:
     """The decoder through graphs whose cache has a fixed length."""
@@ -51,10 +54,8 @@ class OnnxRuntimeStaticDecoder:
             raise InputError(what, "context_length", f"give 1 to {plan.kv_length}, or export with --context-length")
         self.position = 0
         self._threads = thread_count(options.threads)
-        # INT4 products would round activations to int8, which TensorRT does not.
-        config = {"session.qdq_matmulnbits_accuracy_level": "1"}
-        self._session = open_session(folder / decoder.graph, self._threads, config, Device("cpu"))
-        self._embed = open_session(folder / embed.graph, 1, {}, Device("cpu"))
+        self._session = open_session(folder / decoder.graph, self._threads, _settings(decoder), Device("cpu"))
+        self._embed = open_session(folder / embed.graph, 1, _settings(embed), Device("cpu"))
         self._check_inputs(decoder, numbers.num_hidden_layers, folder / decoder.graph)
         tensors = {tensor.name: tensor for tensor in decoder.inputs}
         self._cache = {entry: _zeros(tensors[entry.past]) for entry in decoder.cache}
@@ -154,6 +155,17 @@ def _component(plan: BuildPlan, role: Role, folder: Path) -> ComponentPlan:
     if component is None:
         raise BundleError(f"the build plan has no {role}", str(folder), HINT)
     return component
+
+
+def _settings(component: ComponentPlan) -> dict[str, str]:
+    """How narrow weights are computed with: widened once, where memory is plenty, or else in each run.
+
+    Then INT4 products would round activations to int8, which TensorRT does not, were it not for the level.
+    """
+    import psutil
+
+    widened = _WIDENED * component.weight_bytes < psutil.virtual_memory().available
+    return {"session.disable_quant_qdq": "1"} if widened else {"session.qdq_matmulnbits_accuracy_level": "1"}
 
 
 def _zeros(tensor: TensorPlan) -> NDArray[Any]:
