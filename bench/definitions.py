@@ -19,10 +19,21 @@ DEFINITIONS = {
     "Decode": "1000 / median TPOT, in tokens per second; TTFT does not enter.",
     "Load": "from opening the bundle to ready for the first request, with the files in the system's cache and the "
     "engines chosen.",
+    "Protocol": "the first answer (cold), a warm-up, then steady answers until both their number and their time are "
+    "reached, the first steady input once more (it must give the same tokens and take as long), and one input several "
+    "times with caches on (cached). Single stream: the next question follows the last answer. Offline: a batch job, "
+    "which has its images from the beginning; a session answers one at a time, so they are answered one by one.",
+    "Own cost": "what the bench itself takes: the share of the steady time that passes between two answers, such as "
+    "making the next image, which is in no figure, and the CPU time of the process that samples memory, which runs "
+    "beside the answers.",
+    "Drift": "a trend of the steady answers by more than 5% from first to last, where the Mann-Kendall test gives it a "
+    "chance below 1%. Growing memory is told by the same test.",
     "Percentiles": "with 95% intervals from order statistics, whatever the distribution. p50 needs 6 samples, p90 36, "
     "p95 72, p99 368; n/a stands where there are fewer.",
     "Peak RSS": "highest resident memory of the worker process and its children, sampled from another process. PSS "
     "divides shared pages among their users.",
+    "GPU memory": "what the driver says the worker's processes hold; all use is the most in use on the GPUs by anyone "
+    "less the least meanwhile. Of a Jetson, whose GPU shares the memory, it is the same of the whole system.",
     "Size": "bytes of all files of the bundle. Bits per weight count what is stored for each parameter, scales "
     "included.",
     "Accuracy": "share of answers that the scorer calls right, greedy decoding; of generated tasks those equal to the "

@@ -17,6 +17,7 @@ from edgevlm.bench.findings import findings
 from edgevlm.bench.forecast_table import forecasts
 from edgevlm.bench.page import both, fill
 from edgevlm.bench.pairs import Proportion
+from edgevlm.bench.protocol_table import memory, protocol, stages, throughput
 from edgevlm.bench.report import Report, Row
 from edgevlm.bench.reproduce import facts
 from edgevlm.bench.scatter import Cost, accuracy_scatter, has_points
@@ -45,6 +46,10 @@ def render_html(report: Report) -> str:
         findings=findings(report),
         comparison=comparison(report),
         latency=latency(report),
+        throughput=throughput(report),
+        stages=stages(report),
+        protocol=protocol(report),
+        memory=memory(report),
         pairs=pairs(report),
         more_accuracy=(("First answer token", first_tokens(report)), ("Figures of the benchmark", figures(report))),
         scored=scored,

@@ -7,6 +7,7 @@ from edgevlm.bench.energy_table import energy, heat
 from edgevlm.bench.findings import findings
 from edgevlm.bench.forecast_table import forecasts
 from edgevlm.bench.markdown import bullets, escape, table, terms
+from edgevlm.bench.protocol_table import memory, protocol, stages, throughput
 from edgevlm.bench.report import Report
 from edgevlm.bench.reproduce import facts
 from edgevlm.bench.table import by_type, comparison, latency, pairs
@@ -24,6 +25,10 @@ def render_markdown(report: Report) -> str:
     ]
     for title, cells in (
         ("Latency", latency(report)),
+        ("Throughput of the batch job", throughput(report)),
+        ("Stages", stages(report)),
+        ("How it was timed", protocol(report)),
+        ("Memory", memory(report)),
         ("Forecast against measured", forecasts(report)),
         ("Accuracy against the baseline", pairs(report)),
         ("First answer token", first_tokens(report)),

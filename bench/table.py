@@ -91,7 +91,7 @@ def latency(report: Report) -> Table:
                 Cell(show.milliseconds(timed.load_ms)),
                 Cell(show.milliseconds(timed.ttft_cold_ms)),
                 Cell(show.milliseconds(timed.ttft_cached_ms.median if timed.ttft_cached_ms else None)),
-                *(_percentile(point, ttft.n) for point in (ttft.p50, ttft.p90, ttft.p95, ttft.p99)),
+                *(percentile_cell(point, ttft.n) for point in (ttft.p50, ttft.p90, ttft.p95, ttft.p99)),
                 Cell(show.percent(ttft.cv)),
                 Cell(show.milliseconds(timed.tpot_ms.median if timed.tpot_ms else None)),
                 Cell(show.milliseconds(timed.e2e_ms.median)),
@@ -177,7 +177,8 @@ def delta(row: Row, *, verdict: bool = False) -> Cell:
     return Cell(show.points(paired.delta.value), show.points_interval(paired.delta), TONES[paired.verdict])
 
 
-def _percentile(point: Percentile | None, n: int) -> Cell:
+def percentile_cell(point: Percentile | None, n: int) -> Cell:
+    """A percentile in milliseconds and its interval, or n/a with the number of samples that do not support it."""
     if point is None:
         return Cell("n/a", f"n={n}", "quiet")
     return Cell(show.three_digits(point.value), show.span(point))
