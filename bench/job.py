@@ -68,6 +68,7 @@ class Job(Part):
     decoder_engine: str = "auto"
     threads: int = Field(default=0, ge=0)
     kv_cache: KvCache = "auto"
+    device: str = "auto"
     latency: LatencyPlan | None = None
     accuracy: AccuracyPlan | None = None
     asked: int = Field(default=0, ge=0, description="items that are answered or skipped already, from the front")

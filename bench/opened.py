@@ -74,6 +74,7 @@ def open_subject(job: Job) -> SessionSubject:
         decoder_engine=job.decoder_engine,
         threads=job.threads,
         kv_cache=job.kv_cache,
+        device=job.device,
     )
     return SessionSubject(session)
 

@@ -157,6 +157,7 @@ def bundle_job(path: Path, settings: Settings, accuracy: AccuracyPlan | None) ->
         decoder_engine=settings.decoder_engine,
         threads=settings.threads,
         kv_cache=settings.kv_cache,
+        device=settings.device,
         latency=latency,
         accuracy=accuracy,
     )

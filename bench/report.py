@@ -390,6 +390,7 @@ class Settings(Part):
     scorer: str = Field(default="", description="id of the rule that was asked for; empty for the task's usual one")
     template: str = Field(default="", description="name of the prompt's wording that was asked for; empty: the usual")
     kv_cache: KvCache = Field(default="auto", description="storage of keys and values that was asked of the engine")
+    device: str = Field(default="auto", description="processor that was asked of the engines, such as `cuda:0`")
     silence_s: float = Field(description="a worker silent for longer counts as hung")
     idle_s: float = Field(default=0.0, description="how long idle power was measured, where there is a sensor of power")
 

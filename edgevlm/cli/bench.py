@@ -13,6 +13,7 @@ from edgevlm.bundle import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.progress import show_progress
 from edgevlm.runtimes.base import KvCache
+from edgevlm.runtimes.device import parse_device
 from edgevlm.runtimes.select import DECODER_ENGINES, VISION_ENGINES
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ _NOT_NEGATIVE = click.IntRange(min=0)
 @click.option("--scenario", type=click.Choice(["single-stream", "offline"]), default="single-stream", show_default=True)
 @click.option("--vision-engine", type=click.Choice(["auto", *VISION_ENGINES]), default="auto", show_default=True)
 @click.option("--decoder-engine", type=click.Choice(["auto", *DECODER_ENGINES]), default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda:0, tensorrt:0 or auto.")
 @click.option("--kv-cache", type=click.Choice(get_args(KvCache)), default="auto", show_default=True)
 @click.option("--forecast", metavar="TARGET", help="Put the forecast for that target beside what is measured.")
 @click.option("--seed", type=_NOT_NEGATIVE, default=0, show_default=True, help="Of images, items and resampling.")
@@ -93,6 +95,7 @@ def command(
     vision_engine: str,
     decoder_engine: str,
     kv_cache: KvCache,
+    device: str,
     forecast: str | None,
     seed: int,
     timeout: float,
@@ -143,6 +146,7 @@ def command(
         vision_engine=vision_engine,
         decoder_engine=decoder_engine,
         kv_cache=kv_cache,
+        device=str(parse_device(device)),
         silence_s=timeout,
         idle_s=idle_time,
     )
