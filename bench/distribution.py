@@ -20,7 +20,7 @@ _TITLES: dict[Quantity, str] = {
     "ttft": "time to first token, ms (steady)",
     "gaps": "time between two tokens, ms (steady)",
 }
-_BINS = 36
+_BINS, _DENSE_BINS = 36, 20
 #: Fewer samples than this are drawn one by one.
 _FEW = 20
 _DENSE = 40
@@ -59,7 +59,8 @@ def ridges(report: Report, quantity: Quantity, width: float) -> str:
             canvas.text(label, y - pitch + 19, shortened(row.name, FONT, width), "label")
         else:
             canvas.text(label - 10, y - 4, shortened(row.name, FONT, label - 14), "label", "end")
-        _ridge(canvas, values, across, y, pitch - (24 if narrow else 8), row.name)
+        bins = _BINS if len(drawn) <= _DENSE else _DENSE_BINS
+        _ridge(canvas, values, across, y, pitch - (24 if narrow else 8), bins, row.name)
         canvas.text(width - right + 8, y - 4, f"n={values.size:,}", "axis")
     return canvas.markup()
 
@@ -73,7 +74,9 @@ def _axis(samples: list[NDArray[np.float64]], start: float, end: float) -> Axis:
     return Axis(max(0.0, low - room), high + room, start, end)
 
 
-def _ridge(canvas: Canvas, values: NDArray[np.float64], across: Axis, y: float, height: float, name: str) -> None:
+def _ridge(
+    canvas: Canvas, values: NDArray[np.float64], across: Axis, y: float, height: float, bins: int, name: str
+) -> None:
     """The samples as a shape over a line at `y`, or one by one where they are few; the median and p95 as ticks."""
     canvas.line(across.start, y, across.end, y, "grid")
     if values.size < _FEW:
@@ -81,14 +84,14 @@ def _ridge(canvas: Canvas, values: NDArray[np.float64], across: Axis, y: float, 
             canvas.circle(across.at(float(value)), y - 5, 2.4, "dot few", data=float(value))
     else:
         low, high = ((math.log(end) if across.logarithmic else end) for end in (across.low, across.high))
-        edges = np.linspace(low, high, _BINS + 1)
+        edges = np.linspace(low, high, bins + 1)
         places = np.log(np.maximum(values, across.low)) if across.logarithmic else values
         counts, _ = np.histogram(np.minimum(places, edges[-1]), bins=edges)
-        x = np.linspace(across.start, across.end, _BINS + 1)
+        x = np.linspace(across.start, across.end, bins + 1)
         tall = counts / counts.max() * height
         shape = [
             point
-            for index in range(_BINS)
+            for index in range(bins)
             if counts[max(0, index - 1) : index + 2].any()
             for point in ((x[index], y - tall[index]), (x[index + 1], y - tall[index]))
         ]

@@ -45,10 +45,10 @@ def read_report(path: Path) -> ReadReport:
         content = file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read the report: {error.strerror}", str(file), _HINT) from error
-    _check_version(content, file)
     try:
         report = Report.model_validate_json(content)
     except ValidationError as error:
+        _check_version(content, file)
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InputError(f"not a report: {place}: {first['msg']}", str(file), _HINT) from error
@@ -56,6 +56,7 @@ def read_report(path: Path) -> ReadReport:
 
 
 def _check_version(content: bytes, file: Path) -> None:
+    """Say of what is no report of this version whether it is one of a newer one, or none at all."""
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:

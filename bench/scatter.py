@@ -98,7 +98,7 @@ def accuracy_scatter(report: Report, cost: Cost, width: float) -> str:
     best = [points[index] for index in front([(point.cost, point.share) for point in points])]
     _stair(canvas, best, width - right)
     for point in points:
-        _whisker(canvas, point, scale, point in best)
+        _whisker(canvas, point, scale, point in best, capped=len(points) <= _NAMED)
     named = points if len(points) <= _NAMED else best[:_NAMED]
     write_labels(canvas, [Label(each.x, each.y, each.row.name) for each in named], left, width, height - bottom)
     return canvas.markup()
@@ -113,10 +113,10 @@ def _stair(canvas: Canvas, best: list[_Point], end: float) -> None:
         canvas.polyline([*corners, (end, corners[-1][1])], "front")
 
 
-def _whisker(canvas: Canvas, point: _Point, scale: _Scale, on_front: bool) -> None:
+def _whisker(canvas: Canvas, point: _Point, scale: _Scale, on_front: bool, *, capped: bool) -> None:
     assert point.row.accuracy is not None
     canvas.line(point.x, point.low, point.x, point.high, "whisker")
-    for y in (point.low, point.high):
+    for y in (point.low, point.high) if capped else ():
         canvas.line(point.x - 4, y, point.x + 4, y, "whisker")
     share = point.row.accuracy.overall
     tip = f"{point.row.name}: {show.percent(share.value)} ({show.interval_of(share)}), {scale.write(point.cost)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -73,21 +74,24 @@ def percentile(samples: Sequence[float], q: int) -> Percentile | None:
     rank with P(B < l) <= 2.5%, u the smallest with P(B >= u) <= 2.5%, B ~ Binomial(n, q/100)
     (Conover, Practical Nonparametric Statistics, section 3.2).
     """
-    n = len(samples)
-    if n < samples_needed(q):
+    ends = _ends(len(samples), q)
+    if ends is None:
         return None
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
+    return Percentile(value=float(np.percentile(ordered, q)), low=float(ordered[ends[0]]), high=float(ordered[ends[1]]))
+
+
+@lru_cache(maxsize=1024)
+def _ends(n: int, q: int) -> tuple[int, int] | None:
+    """Which of `n` ordered samples are the ends of the interval, counted from 0; None where n is too small."""
+    if n < samples_needed(q):
+        return None
     cumulative = np.cumsum([binomial_pmf(k, n, q / 100) for k in range(n + 1)])
     below = np.flatnonzero(cumulative <= _TAIL)
     above = np.flatnonzero(cumulative >= 1 - _TAIL)
-    low_rank = int(below[-1]) + 1 if below.size else 0
-    if low_rank == 0 or int(above[0]) >= n:
+    if not below.size or int(above[0]) >= n:
         return None
-    return Percentile(
-        value=float(np.percentile(ordered, q)),
-        low=float(ordered[low_rank - 1]),
-        high=float(ordered[int(above[0])]),
-    )
+    return int(below[-1]), int(above[0])
 
 
 def summarise(samples: Sequence[float]) -> Summary | None:
