@@ -80,10 +80,14 @@ def store(weight: Tensor, scheme: Scheme) -> StoredMatrix:
 def half_prefixes(vision: VisionModel) -> tuple[str, ...]:
     """How names of weights begin that are stored in float16 where the rest of the tower gets narrower.
 
-    A Q-Former's queries are constants. Where the weights of its first layer are integers that are widened in the graph,
-    OpenVINO 2026.4 writes into what it made of the queries, so that each image sees what the one before left there.
+    A Q-Former's queries are constants, and so is what its first layer makes of them before it looks at the image. Where
+    the weights of that part are integers that are widened in the graph, OpenVINO 2026.4 writes into its result, so that
+    each image sees what the one before left there.
     """
-    return ("projector.",) if isinstance(vision.projector, QFormerProjector) else ()
+    if not isinstance(vision.projector, QFormerProjector):
+        return ()
+    first = "projector.layers.0"
+    return "projector.queries", f"{first}.self_attention.", f"{first}.cross_attention.q_proj."
 
 
 def vision_scheme(shape: tuple[int, ...], precision: Precision) -> Scheme:

@@ -37,8 +37,8 @@ def vision_bytes(vision: VisionModel, precision: Precision) -> int:
     total = 0
     halves = half_prefixes(vision)
     for path, module in vision.named_modules():
-        stored: Precision = "fp16" if precision in ("int8", "int4") and f"{path}.".startswith(halves) else precision
-        for tensor in module.parameters(recurse=False):
+        for name, tensor in module.named_parameters(path, recurse=False):
+            stored: Precision = "fp16" if precision in ("int8", "int4") and name.startswith(halves) else precision
             # Matrices of linear layers are written transposed.
             shape = tuple(tensor.shape)[:: -1 if isinstance(module, nn.Linear) else 1]
             scheme = vision_scheme(shape, stored) if 4 * tensor.numel() >= VISION_INLINE_BELOW else "float32"

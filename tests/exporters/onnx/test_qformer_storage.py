@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -27,8 +28,14 @@ def written(precision: Precision, folder: Path, halves: tuple[str, ...]) -> Path
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_an_image_gives_the_same_whatever_came_before(precision: Precision, tmp_path: Path) -> None:
-    assert half_prefixes(MODEL.vision) == ("projector.",)
-    engine = OpenVinoVision(written(precision, tmp_path, half_prefixes(MODEL.vision)), MODEL.spec, EngineOptions(1))
+    path = written(precision, tmp_path, half_prefixes(MODEL.vision))
+    stored = {value.name for value in onnx.load(path, load_external_data=False).graph.initializer}
+    halves = {name for name in stored if name.endswith(".half")}
+    # The queries, and what sees them alone: four matrices of self-attention and what asks the image.
+    assert len(halves) == 6
+    assert "projector.layers.0.self_attention.v_proj.weight.half" in halves
+    assert "projector.layers.0.fc1.weight.codes" in stored
+    engine = OpenVinoVision(path, MODEL.spec, EngineOptions(1))
     images = torch.randn(2, 1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).numpy()
     first = np.array(engine.encode(images[0]))
     other = np.array(engine.encode(images[1]))
