@@ -192,9 +192,14 @@ class TargetProfile(_Part):
         raise InputError(f"JetPack {jetpack} is not known for this target", self.name, f"known: {known}")
 
     @property
+    def formats(self) -> tuple[Format, ...]:
+        """What its runtimes read, best first."""
+        return tuple(dict.fromkeys(_FORMAT_OF.get(runtime, "onnx") for runtime in self.runtimes))
+
+    @property
     def preferred_format(self) -> Format:
         """What the first runtime reads."""
-        return _FORMAT_OF.get(self.runtimes[0], "onnx")
+        return self.formats[0]
 
     @property
     def memory_bytes(self) -> int:

@@ -70,9 +70,7 @@ def command(
     chosen = chosen.model_copy(update={"passes": (*passes_of(passes), *chosen.passes)})
     width, height = _size(image_size)
     question = Question(width, height, text_tokens, answer_tokens, context)
-    profile = find_target(target)
-    format_chosen = chosen.format if "format" in chosen.model_fields_set else profile.preferred_format
-    found = estimate(chosen, profile, question, format_chosen)
+    found = estimate(chosen, find_target(target), question)
     if as_json:
         click.echo(json.dumps(as_data(found), ensure_ascii=False, indent=2))
         return

@@ -41,7 +41,9 @@ class RunCost:
 def vision_module(spec: ModelSpec) -> VisionModel:
     """The vision tower and its projector on the meta device."""
     with torch.device("meta"):
-        return build_vision(spec)
+        module = build_vision(spec)
+    # Tables that are computed, not loaded, are made on the CPU.
+    return module.to("meta")
 
 
 @lru_cache(maxsize=8)

@@ -16,7 +16,6 @@ from edgevlm.errors import UnsupportedError
 from edgevlm.exporters import onnx, tensorrt
 from edgevlm.exporters.base import Progress
 from edgevlm.exporters.gguf import exporter as gguf
-from edgevlm.exporters.gguf.layout import supports as gguf_supports
 from edgevlm.exporters.gguf.mmproj import export_mmproj
 from edgevlm.exporters.gguf.mmproj import supports as mmproj_supports
 from edgevlm.exporters.newline import write_newline
@@ -27,6 +26,7 @@ from edgevlm.pipeline.manifest import make_manifest, source_name, tool_versions
 from edgevlm.pipeline.memory_check import require_memory
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes, settled
 from edgevlm.pipeline.reuse import take_over
+from edgevlm.pipeline.support import refusal
 from edgevlm.pipeline.tensorrt_choice import check_target, options_for, tensorrt_misfit
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.pipeline.vision_choice import choose_vision
@@ -155,12 +155,8 @@ def _calibration(recipe: Recipe) -> Calibration | None:
 
 
 def _refuse_unsupported(recipe: Recipe, spec: ModelSpec, vision: VisionPrecision) -> None:
-    if recipe.format == "tensorrt":
-        reason = tensorrt.supports(spec, recipe.precision, vision)
-    else:
-        reason = onnx.supports(spec, recipe.precision, vision)
+    reason = refusal(spec, recipe.format, recipe.precision, gguf_type(recipe), vision)
     if recipe.format == "gguf":
-        reason = gguf_supports(spec, gguf_type(recipe)) or onnx.supports(spec, "fp32", vision)
         reason = reason or (mmproj_supports(spec) if recipe.mmproj else None)
     elif recipe.gguf_type is not None:
         reason = f"gguf_type {recipe.gguf_type} belongs to format gguf, not {recipe.format}"

@@ -6,16 +6,20 @@ checkpoint of such a size, which is then not downloaded. Out: an `Estimate`.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgevlm.errors import CheckpointError
+from edgevlm.errors import CheckpointError, UnsupportedError
 from edgevlm.models import resolve
 from edgevlm.pipeline.description import Description
-from edgevlm.pipeline.planner import Estimate, Question, forecast_recipe
+from edgevlm.pipeline.passes import parse_passes
+from edgevlm.pipeline.planner import Estimate, Question, forecast_recipe, storage_of
+from edgevlm.pipeline.support import refusal
 from edgevlm.recipe import Recipe
+from edgevlm.spec import ModelSpec
 from edgevlm.targets.profile import Format, TargetProfile
 from edgevlm.zoo.synth import NAMES, WHOLE, synth
 
@@ -45,7 +49,7 @@ def estimate(recipe: Recipe, target: TargetProfile, question: Question, format_:
         recipe: what is made of which model.
         target: the device.
         question: what is asked.
-        format_: of the artefacts; None takes the recipe's.
+        format_: of the artefacts; None takes the recipe's, or where it names none, the first that runs on the target.
 
     Raises:
         CheckpointError: the model cannot be described.
@@ -54,7 +58,21 @@ def estimate(recipe: Recipe, target: TargetProfile, question: Question, format_:
     """
     with _folder(recipe.model) as folder:
         described = Description.of(folder, recipe.resolution, recipe.prompt_template)
-    return forecast_recipe(recipe, described, target, question, format_ or recipe.format)
+    return forecast_recipe(recipe, described, target, question, format_ or _format(recipe, described.spec, target))
+
+
+def _format(recipe: Recipe, spec: ModelSpec, target: TargetProfile) -> Format:
+    """The recipe's format, or the target's first that can hold the model."""
+    if "format" in recipe.model_fields_set:
+        return recipe.format
+    for format_ in target.formats:
+        stored = storage_of(recipe, format_)
+        reason = refusal(spec, format_, stored.precision, stored.gguf_type, stored.vision_precision)
+        with contextlib.suppress(UnsupportedError):
+            parse_passes(recipe.model_copy(update={"format": format_}))
+            if reason is None:
+                return format_
+    return target.preferred_format
 
 
 @contextmanager

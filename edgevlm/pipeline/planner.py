@@ -18,6 +18,7 @@ from edgevlm.pipeline.description import Description
 from edgevlm.pipeline.gguf_choice import gguf_type
 from edgevlm.pipeline.passes import parse_passes
 from edgevlm.pipeline.storage import Storage
+from edgevlm.pipeline.support import refusal
 from edgevlm.recipe import Recipe
 from edgevlm.spec import ModelSpec
 from edgevlm.targets.catalog import load_target, target_names
@@ -113,9 +114,14 @@ def forecast_recipe(
         raise UnsupportedError(what, "--format tensorrt", "use --format onnx or gguf")
     if question.context is None and recipe.context_length is not None:
         question = dataclasses.replace(question, context=recipe.context_length)
+    recipe = recipe.model_copy(update={"format": format_})
     planner = _Planner(described, target, constants_for(target, RUNTIME_OF[format_]), question)
-    storage = _storage(recipe, format_)
+    storage = storage_of(recipe, format_)
     steps = tuple(planner.steps(recipe, storage))
+    reason = refusal(planner.spec, format_, storage.precision, storage.gguf_type, storage.vision_precision)
+    if reason is not None:
+        what = f"cannot export {described.spec.name} to {format_}: {reason}"
+        raise UnsupportedError(what, recipe.model, "see docs/export.md")
     found = Estimate(described.spec.name, target, storage, planner.constants, question, steps)
     if found.result.forecast.fits:
         return found
@@ -130,7 +136,8 @@ def _larger_targets(target: TargetProfile, needed: float) -> tuple[str, ...]:
     return tuple(other.name for other in sorted(enough, key=lambda other: other.memory_bytes)[:_NAMED])
 
 
-def _storage(recipe: Recipe, format_: Format) -> Storage:
+def storage_of(recipe: Recipe, format_: Format) -> Storage:
+    """How the recipe stores a model in a format."""
     vision = recipe.vision_precision or ("fp32" if recipe.precision == "fp32" else "fp16")
     return Storage(format_, recipe.precision, "fp16" if vision == "auto" else vision, gguf_type(recipe))
 

@@ -17,7 +17,7 @@ from edgevlm.pipeline.planner import Estimate, Question
 from edgevlm.recipe import Recipe, VerifyThresholds
 from edgevlm.targets.catalog import load_target
 from edgevlm.targets.profile import Figure, TargetProfile
-from edgevlm.zoo.synth import NAMES, synth
+from edgevlm.zoo.synth import NAMES, WHOLE, synth
 
 PI = load_target("raspberry-pi-5")
 NANO = load_target("jetson-orin-nano")
@@ -64,7 +64,7 @@ def test_bytes_are_those_of_the_bundle(checkpoint: Path, tmp_path: Path, format_
 
 def test_steps_are_those_of_the_recipe(checkpoint: Path) -> None:
     passes: Any = [{"name": "prune_tokens", "method": "uniform", "keep": 1}, {"name": "shortgpt", "layers": 1}]
-    recipe = Recipe(model=str(checkpoint), passes=passes, precision="int4", vision_precision="w8a8")
+    recipe = Recipe(model=str(checkpoint), passes=passes, format="onnx", vision_precision="w8a8")
     steps = estimate(recipe, PI, Question(answer_tokens=8)).steps
     names = ["float16, as published", "prune_tokens", "shortgpt", "decoder in int4", "vision in w8a8"]
     assert [step.name for step in steps] == names
@@ -84,6 +84,7 @@ def test_what_only_a_run_can_tell_is_said(checkpoint: Path) -> None:
 
 
 def test_a_narrow_cache_takes_a_quarter(checkpoint: Path) -> None:
+    """Only ONNX has one, so that the board's first runtime is passed over."""
     passes: Any = [{"name": "kv_cache"}]
     steps = estimate(Recipe(model=str(checkpoint), passes=passes), PI, Question(answer_tokens=8)).steps
     assert steps[0].work.cache_bytes == 4 * steps[-1].work.cache_bytes
@@ -157,6 +158,25 @@ def test_bad_input_is_one_line(
 ) -> None:
     with pytest.raises(error, match=words):
         estimate(Recipe.model_validate({"model": str(checkpoint), **recipe}), target, ask)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE])
+def test_every_family_has_a_forecast(tmp_path: Path, name: str) -> None:
+    """Tiny sizes of each layout, on a board that takes them."""
+    synth(name, tmp_path / name, tiny=True, hollow=True)
+    found = estimate(Recipe(model=str(tmp_path / name)), PI, Question(336, 336, answer_tokens=4))
+    work = found.result.work
+    assert work.vision_flops > 0 and work.image_tokens > 0 and found.result.forecast.fits
+    held = sum(tensor.numel() for tensor in load(tmp_path / name).vision.parameters())
+    assert work.weights[0].parameters == held
+
+
+def test_a_model_that_a_format_cannot_hold_takes_the_next() -> None:
+    """llama.cpp has no TinyGPT-V, though it is the board's first runtime."""
+    recipe, ask = Recipe(model="zoo:nano-tinygpt-v"), Question(answer_tokens=4)
+    assert PI.formats[0] == "gguf" and estimate(recipe, PI, ask).storage.format == "onnx"
+    with pytest.raises(UnsupportedError, match="to gguf"):
+        estimate(recipe.model_copy(update={"format": "gguf"}), PI, ask, "gguf")
 
 
 def test_tensorrt_needs_a_gpu(checkpoint: Path) -> None:
