@@ -14,8 +14,10 @@ import pytest
 from made_reports import accuracy, report, row, save
 
 from edgevlm.bench.compare import compare
+from edgevlm.bench.fleet import merge
 from edgevlm.bench.reading import read_report
 from edgevlm.bench.render_comparison import render_html as render_comparison
+from edgevlm.bench.render_fleet import render_html as render_fleet
 from edgevlm.bench.render_html import render_html
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), "")
@@ -55,7 +57,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     failed = row("failed", n=0, total_bytes=None, status="failed", reason="SIGSEGV", memory=None)
     old, new = save(folder / "old", report(*rows)), save(folder / "new", report(*rows[:2], failed))
+    fleet = merge([read_report(old), read_report(new)], ("a board", "a phone"))
     made = {
+        "fleet": render_fleet(fleet),
         "report": render_html(report(*rows, failed)),
         "comparison": render_comparison(compare(read_report(old), read_report(new), tolerance=0.05, margin=0.02)),
     }
@@ -95,7 +99,7 @@ def test_page_opens_without_complaint_and_fetches_nothing(pages: Path, tmp_path:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(pages)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        for name in ("report", "comparison"):
+        for name in ("report", "comparison", "fleet"):
             asked.clear()
             shown = browse(f"http://127.0.0.1:{server.server_port}/{name}.html", tmp_path / "profile", "--dump-dom")
             assert "CONSOLE" not in shown.stderr, shown.stderr
@@ -132,7 +136,7 @@ def test_headers_sort_up_down_and_back(pages: Path, tmp_path: Path) -> None:
 
 def test_phone_shows_narrow_drawings_and_does_not_scroll_sideways(pages: Path, tmp_path: Path) -> None:
     """A window cannot be that narrow, a frame can."""
-    for name in ("report", "comparison"):
+    for name in ("report", "comparison", "fleet"):
         inside = html.escape((pages / f"{name}-probed.html").read_text(encoding="utf-8"), quote=True)
         read = "document.title = document.querySelector('iframe').contentDocument.title"
         frame = f'<title></title><iframe width="390" height="800" srcdoc="{inside}" onload="{read}"></iframe>'
