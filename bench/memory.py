@@ -1,6 +1,6 @@
 """Watches a worker from outside: resident memory of its process tree, and who else used the CPU meanwhile.
 
-A thread of the parent samples every 20 ms, so a peak inside one call is seen. Proportional set size walks page tables
+A thread of the parent samples every 50 ms, so a peak inside one call is seen. Proportional set size walks page tables
 in the kernel, the longer the more memory there is, so it is read once a second or less often, and so is the list of
 processes. The kernel's own high-water mark of the main process catches what falls between two samples. All this takes
 less than a hundredth of one core.
@@ -21,7 +21,7 @@ import psutil
 from edgevlm.bench.gpu_memory import GpuWatch
 from edgevlm.bench.report import Memory
 
-INTERVAL_S = 0.02
+INTERVAL_S = 0.05
 _SLOW_INTERVAL_S = 1.0
 #: What is slow to read takes no more than this share of a core.
 _SLOW_SHARE = 0.005
@@ -64,6 +64,7 @@ class TreeWatch:
     def mark_answer(self) -> None:
         """Remember the resident memory behind a steady answer."""
         self._steady.append(_rss(self._pids))
+        self._peak_rss = max(self._peak_rss, _high_water_mark(self._pid))
 
     def memory(self) -> Memory | None:
         """What was seen, or None where nothing was."""
