@@ -42,8 +42,8 @@ DEFINITIONS = {
     "images; for flips an answer is right from one half on.",
     "Chance": "accuracy of the best guess that never looks at the image.",
     "Control": "accuracy with every image replaced by grey noise: what the questions alone give away.",
-    "Delta": "accuracy less that of the baseline on the same items. Interval: 95% percentile bootstrap that resamples "
-    "whole images.",
+    "Delta": "accuracy less that of the baseline on the same items. Interval: 95% bootstrap that resamples whole "
+    "images, with percentiles expanded as Student's t is wider than the normal distribution.",
     "Flips": "items that only one of the two gets right: lost (the baseline does) and gained (this one does). Changed "
     "answers count every difference, right or wrong.",
     "First token": "the distribution of the first answer token, image in the prompt, against the baseline's: how often "
