@@ -224,7 +224,7 @@ class FusedDialect(StandardDialect):
         return self.graph.op("RotaryEmbedding", [x, "rotary.cos", "rotary.sin"], name, rotary_embedding_dim=dim)
 
     def _update(self, past: str, new: str, present: str) -> str:
-        return self.graph.op("TensorScatter", [past, new, "write_indices"], present, axis=2, mode="linear")
+        return self.graph.op("TensorScatter", [past, new, "write_indices"], present, axis=-2, mode="linear")
 
     def _mix(self, query: str, key: str, value: str, name: str) -> str:
         return self.graph.op("Attention", [query, key, value, "attention.mask"], name, scale=1.0)
