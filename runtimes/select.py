@@ -172,6 +172,9 @@ def open_decoder(bundle: Bundle, name: str, options: EngineOptions) -> DecoderEn
 
         return LlamaCppDecoder(bundle.artifact("decoder", ".gguf"), bundle.spec.decoder, options)
     if bundle.manifest.format == "tensorrt":
+        if options.device.is_gpu:
+            what = "ONNX Runtime runs the decoder of a TensorRT bundle on the CPU alone"
+            raise options.device.refused(what, "build engines: edgevlm build BUNDLE --target NAME")
         from edgevlm.runtimes.onnxruntime_static import OnnxRuntimeStaticDecoder
 
         return OnnxRuntimeStaticDecoder(bundle.path, read_build_plan(bundle.path / PLAN), bundle.spec, options)

@@ -30,6 +30,7 @@ from edgevlm.exporters.tensorrt.versions import TensorRtOptions
 from edgevlm.models import load
 from edgevlm.runtimes.base import EngineOptions, Float32
 from edgevlm.runtimes.build_plan import PLAN, PLAN_SCHEMA_VERSION, BuildPlan, read_build_plan, write_build_plan
+from edgevlm.runtimes.device import Device
 from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder, OnnxRuntimeFusion, OnnxRuntimeVision
 from edgevlm.runtimes.select import open_decoder, open_fusion, open_vision
 from edgevlm.runtimes.tensorrt import TensorRTDecoder, TensorRTFusion, TensorRTVision
@@ -246,6 +247,8 @@ def test_auto_takes_the_engines_that_were_built_for_this_machine(trt: Bundle, cu
     assert isinstance(open_vision(trt, "auto", OPTIONS), OnnxRuntimeVision)
     with pytest.raises(EngineError, match=r"built for .*, SM 8\.7; here is .*, SM 8\.9"):
         open_decoder(trt, "tensorrt", OPTIONS)
+    with pytest.raises(InputError, match="on the CPU alone"):
+        open_decoder(trt, "auto", replace(OPTIONS, device=Device("cuda")))
 
 
 def test_what_is_missing_is_said_in_one_line(trt: Bundle, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
