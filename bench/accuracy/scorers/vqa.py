@@ -5,6 +5,8 @@ Credit is the mean over the ten ways to leave one person out of min(1, matches /
 
 - `vqa/official` (GT-Vision-Lab/VQA, the script of the benchmark): nothing but line ends and tabs is touched where all
   ten answers are alike; otherwise both sides lose punctuation, articles and number words.
+- `vqa/lavis` (LAVIS, and models trained with it): replies always, with the marks of m4c; of people's answers only the
+  marks, where they differ, so that their articles and number words match nothing.
 - `vqa/m4c` (EvalAI's processor, in Pythia, LLaVA and lmms-eval): always, and commas, question marks and case first.
 
 Two quirks are kept, for parity: the pattern that removes full stops has a typing error (`(?!<=` for `(?<!`), so it
@@ -107,11 +109,22 @@ def _credit_official(parsed: str, gold: Gold) -> float:
     return soft_credit(parsed, [official(line) for line in lines] if _differ(gold) else lines)
 
 
+def _credit_lavis(parsed: str, gold: Gold) -> float:
+    differ = len(set(gold.answers)) > 1
+    return soft_credit(parsed, [without_marks(answer, _M4C_MARKS) if differ else answer for answer in gold.answers])
+
+
 def _differ(gold: Gold) -> bool:
     return len({_one_line(answer) for answer in gold.answers}) > 1
 
 
 SCORERS = (
+    Scorer(
+        "vqa/lavis",
+        "soft accuracy over ten people, replies normalised always, answers without punctuation where they differ",
+        lambda predicted, _: without_articles(without_marks(_one_line(predicted), _M4C_MARKS)),
+        _credit_lavis,
+    ),
     Scorer(
         "vqa/official",
         "soft accuracy over ten people, normalised as by the benchmark's script, and only where their answers differ",

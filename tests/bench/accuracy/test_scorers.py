@@ -83,6 +83,13 @@ def test_official_touches_nothing_where_all_ten_agree() -> None:
     assert credit("vqa/official", "The cat", *mixed) == 1
 
 
+def test_lavis_normalises_replies_more_than_answers() -> None:
+    assert credit("vqa/lavis", "Two", *["two"] * 9, "2") == pytest.approx(0.3)
+    assert credit("vqa/lavis", "two", *["two"] * 10) == 0
+    assert credit("vqa/lavis", "The Cat!", *["cat"] * 9, "dog!") == 1
+    assert credit("vqa/lavis", "cat", *["the cat"] * 9, "cat") == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize(
     ("said", "official_", "lmms", "kit"),
     [
