@@ -12,8 +12,6 @@ from xml.etree import ElementTree
 
 #: Mean width of a character of the page's sans-serif font, in em.
 _CHARACTER_EM = 0.6
-#: Narrower drawings are for phones, where nothing hovers.
-_HOVERED = 500
 T = TypeVar("T")
 
 
@@ -78,7 +76,7 @@ class Canvas:
         if data is not None:
             attributes = {**attributes, "data-value": repr(data)}
         element = ElementTree.SubElement(self._root, tag, attributes)
-        if tip and self.width >= _HOVERED:
+        if tip:
             ElementTree.SubElement(element, "title").text = tip
         return element
 
