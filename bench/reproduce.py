@@ -36,15 +36,18 @@ def setting(report: Report) -> list[tuple[str, str]]:
         ("System", machine.system),
         ("EdgeVLM", f"{machine.edgevlm}{commit}, Python {machine.python}"),
         ("Libraries", ", ".join(f"{name} {version}" for name, version in machine.packages.items())),
-        ("Threads", str(asked.threads) if asked.threads else "the engines' own choice"),
+        ("Threads", ", ".join(map(_threads, asked.thread_counts or [asked.threads]))),
         (
             "Latency plan",
+            f"{asked.scenario}, "
             f"warm-up {asked.warmup}, at least {asked.iterations} answers and {asked.min_time_s:g} s, "
-            f"cached {asked.cached}, {asked.max_tokens} tokens each, "
+            f"cached {0 if asked.scenario == 'offline' else asked.cached}, {asked.max_tokens} tokens each, "
             f"JPEG images of {asked.image_width}x{asked.image_height}",
         ),
         ("Seed", str(asked.seed)),
     ]
+    if asked.resolutions:
+        pairs.append(("Resolutions", ", ".join(f"{side} px" for side in asked.resolutions)))
     if machine.power_mode is not None:
         pairs.append(("Power mode", machine.power_mode))
     if report.sensors:
@@ -54,6 +57,10 @@ def setting(report: Report) -> list[tuple[str, str]]:
     if asked.task is not None:
         pairs.append(("Accuracy plan", _accuracy_plan(report)))
     return pairs
+
+
+def _threads(count: int) -> str:
+    return str(count) if count else "the engines' own choice"
 
 
 def _accuracy_plan(report: Report) -> str:

@@ -8,10 +8,12 @@ import pytest
 from bench_bundles import hollow_bundle, settings
 
 from edgevlm.bench import measured
+from edgevlm.bench.gate import broken
 from edgevlm.bench.kept import KEPT
 from edgevlm.bench.matrix import cells
 from edgevlm.bench.plan import plan
 from edgevlm.bench.report import Report
+from edgevlm.bench.reproduce import setting
 from edgevlm.bench.sweep import sweep
 from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError
@@ -126,3 +128,12 @@ def test_batch_job_counts_images_by_the_second_and_keeps_the_pauses_out(tmp_path
     assert row.throughput.tokens == 3 * 12
     assert row.throughput.images_per_second == pytest.approx(3 / row.throughput.seconds)
     assert row.latency.cached == []
+
+
+def test_gate_asks_one_cell_of_a_bundle(tmp_path: Path) -> None:
+    bundles = [hollow_bundle(tmp_path / name) for name in ("a", "wrong-2")]
+    own = bundles[0].spec.vision.image_size
+    report = run(bundles, tmp_path / "out", resolutions=[own, 32])
+    (problem,) = broken(report)
+    assert problem.startswith(f"wrong-2 ({own} px): worse")
+    assert dict(setting(report))["Resolutions"] == f"{own} px, 32 px"
