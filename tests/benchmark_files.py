@@ -41,6 +41,7 @@ def write_lines(path: Path, rows: Sequence[object]) -> None:
 def write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
     """As pandas writes it: tabs between, quotes where they are needed."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(columns)

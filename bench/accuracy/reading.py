@@ -21,7 +21,7 @@ from edgevlm.errors import InputError
 #: A row as a file has it: field to anything.
 Fields: TypeAlias = Mapping[str, Any]
 
-MAX_JSON_BYTES = 1 << 30
+MAX_JSON_BYTES = 1 << 29
 MAX_PICTURE_BYTES = 128 << 20
 #: The longest text of a question, an answer or an option; published sets stay far below.
 MAX_TEXT = 20_000
@@ -53,12 +53,14 @@ class Folder:
         """The first of these files that is there; it counts as one of the set's files.
 
         Raises:
-            InputError: it is a link that leads out of the folder.
+            InputError: it is a link that leads out of the folder, or no plain file.
         """
         for name in names:
             path = self.root / name
             if path.exists() or path.is_symlink():
                 found = _inside(self.root, name)
+                if not found.is_file():
+                    raise InputError("this is not a plain file", name, _HINT)
                 if found not in self.used:
                     self.used.append(found)
                 return found

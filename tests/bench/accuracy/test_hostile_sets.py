@@ -154,6 +154,12 @@ def test_a_megabyte_of_answer_and_repeated_ids_are_skipped(tmp_path: Path) -> No
     assert twice == Skipped("line 3", "the id 1 was there before")
 
 
+def test_a_pipe_in_place_of_a_file_is_an_error_and_nobody_waits(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "val_v1.0.json")
+    with pytest.raises(InputError, match="not a plain file"):
+        entries(tmp_path, "docvqa")
+
+
 @pytest.mark.parametrize("content", [b"\xff", b"{", b"[" * 100_000, b"[1]", b'{"data": 3}'])
 def test_a_whole_file_that_cannot_be_read_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "val_v1.0.json").write_bytes(content)
