@@ -26,6 +26,11 @@ def run(*arguments: object) -> int:
         ["--image-size", "0x10"],
         ["--decoder-engine", "abacus"],
         ["-n", "0"],
+        ["--threads", "1,1"],
+        ["--threads", "two"],
+        ["--resolution", "0"],
+        ["--resolution", "512,"],
+        ["--scenario", "server"],
         ["--tasks", "scenes", "--baseline", "zoo:no-such-model"],
     ],
 )
