@@ -260,8 +260,8 @@ class _Run:
         """The row of a bundle with its accuracy."""
         settings = self.settings.model_copy(update={"vision_engine": engine})
         job = self._asking(name).model_copy(update={"vision_engine": engine})
-        paired = {"reason": IS_BASELINE} if name == UNPRUNED else {"baseline": UNPRUNED}
-        work = Work(name, job, bundle, **paired)
+        first = name == UNPRUNED
+        work = Work(name, job, bundle, baseline="" if first else UNPRUNED, reason=IS_BASELINE if first else "")
         return measure_row(
             describe(work), work, settings, self.here, pace, self.worker, dict(answers), self.request.out
         )

@@ -9,9 +9,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from edgevlm.bench.predictions import file_name
 from edgevlm.bench.report import Row
 from edgevlm.bench.study.plan import Cell, ReadFlag, with_pass
-from edgevlm.bench.sweep import file_name
 from edgevlm.bundle import Bundle, open_bundle
 from edgevlm.errors import BundleError
 from edgevlm.pipeline import compile_recipe

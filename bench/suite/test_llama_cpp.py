@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from edgevlm.bench.suite.llama_loop import PlainLoop, Round, compile_loop
-from edgevlm.doctor import cpu_features
 from edgevlm.exporters import gguf
 from edgevlm.models import load
 from edgevlm.runtimes.base import EngineOptions, Segment
 from edgevlm.runtimes.checks import thread_count
 from edgevlm.runtimes.llama_cpp import LlamaCppDecoder
 from edgevlm.spec import DecoderSpec
+from edgevlm.targets.isa import cpu_features
 from edgevlm.zoo.synth import synth
 
 CONTEXT = 4096

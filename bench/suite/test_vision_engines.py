@@ -19,13 +19,13 @@ import pytest
 
 from edgevlm.bench.suite.full_size import Exported
 from edgevlm.bundle import open_bundle
-from edgevlm.doctor import cpu_features
 from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.vision import export_vision
 from edgevlm.models import load
 from edgevlm.runtimes.base import EngineOptions, Float32
 from edgevlm.runtimes.checks import thread_count
 from edgevlm.runtimes.select import open_vision
+from edgevlm.targets.isa import cpu_features
 
 LEAST = 3.5
 NATIVE_BFLOAT16 = {"amx_bf16", "avx512_bf16"}
