@@ -22,7 +22,8 @@ def test_a_page_shows_the_digit_of_its_scan_and_is_the_same_each_time() -> None:
     for index in (0, 17, 1796):
         digit, image = page(index)
         assert digit == load_digits().labels[index]
-        assert (image.shape, image.dtype) == ((512, 512, 3), np.uint8)
+        assert image.shape == (512, 512, 3)
+        assert image.dtype == np.uint8
         assert (image == page(index)[1]).all()
         ink = image[214:298, 214:298].min(axis=2) < 100
         strong = load_digits().images[index] > 12
