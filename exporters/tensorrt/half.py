@@ -22,7 +22,11 @@ _TYPES = {"Cast": "to", "EyeLike": "dtype"}
 
 
 def to_half(model: ir.Model) -> None:
-    """Alter a traced graph. Weights are converted when they are read; beyond float16 they become its largest number."""
+    """Alter a traced graph. Weights are converted when they are read; beyond float16 they become its largest number.
+
+    Raises:
+        ValueError: when a weight is read that is no number.
+    """
     graph = model.graph
     _type_pairs(graph)
     wide = _staying_wide(graph)
@@ -111,6 +115,8 @@ def _give_half(graph: ir.Graph, value: ir.Value, wide: set[ir.Node]) -> None:
 def _halved(tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
     def read() -> ir.Tensor:
         values: NDArray[np.float32] = tensor.numpy()
+        if np.isnan(values).any():
+            raise ValueError(f"{name} holds a value that is no number")
         return ir.tensor(np.clip(values, -_LARGEST, _LARGEST).astype(np.float16), name=name)
 
     return ir.LazyTensor(read, _HALF, tensor.shape, name=name)

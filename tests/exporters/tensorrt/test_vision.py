@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -107,6 +108,14 @@ def test_static_int8_stands_in_float16(tmp_path: Path) -> None:
         assert not tensors[node.input[2]].any()
     pixels = scene_pixels(size, IMAGES)
     assert cosines(by_onnxruntime(path, pixels.numpy()), model.vision(pixels).numpy()).mean() > 0.95
+
+
+def test_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    spec = vision_spec(CLIP)
+    vision = vision_model(spec)
+    vision.get_parameter("projector.linear_1.weight")[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="holds a value that is no number"):
+        exported(vision, spec.image_size, tmp_path)
 
 
 def blocking(path: Path) -> list[Finding]:
