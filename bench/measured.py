@@ -101,8 +101,7 @@ class _Listener:
         if message.phase == "steady":
             if self._cpu is None:
                 self._cpu = CpuShare(self._pid)
-            self._measured.other_cpu_share = self._cpu.others()
-            self._measured.watch_share = self._cpu.watching()
+            self._measured.other_cpu_share, self._measured.watch_share = self._cpu.shares()
             if self.watch is not None:
                 self.watch.mark_answer()
         plan = self._job.latency

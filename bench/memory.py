@@ -113,15 +113,15 @@ class CpuShare:
         self._began = time.monotonic()
         self._start = self._read()
 
-    def others(self) -> float | None:
-        """Share of the machine's CPU time, 0 to 1, of others; None where the interval was too short to tell."""
-        total, busy, own, _ = (now - then for now, then in zip(self._read(), self._start, strict=True))
-        return min(1.0, max(0.0, (busy - own) / total)) if total >= 1.0 else None
+    def shares(self) -> tuple[float | None, float | None]:
+        """Of others, as a share of the machine's CPU time, and of this process, in CPU seconds per second.
 
-    def watching(self) -> float | None:
-        """CPU seconds of this process per second; None where the interval was too short to tell."""
+        None where the interval was too short to tell.
+        """
+        total, busy, own, this = (now - then for now, then in zip(self._read(), self._start, strict=True))
         seconds = time.monotonic() - self._began
-        return (self._read()[3] - self._start[3]) / seconds if seconds >= 1.0 else None
+        others = min(1.0, max(0.0, (busy - own) / total)) if total >= 1.0 else None
+        return others, this / seconds if seconds >= 1.0 else None
 
     def _read(self) -> tuple[float, float, float, float]:
         """CPU seconds since boot of all kinds and those in use; since their start those of both and of this process."""
