@@ -58,6 +58,7 @@ bench: $(STAMP)
 	@mkdir -p out
 	@$(STEP) "install onnxruntime-genai to compare with" $(PIP) --no-deps onnxruntime-genai==0.18.0
 	@$(PYTHON) -m pytest bench/suite --benchmark-enable --benchmark-only --benchmark-json=out/bench.json
+	@$(PYTHON) -m edgevlm.bench.suite.baseline out/bench.json $(BASELINE)
 
 bench-large: $(STAMP)
 	@mkdir -p out

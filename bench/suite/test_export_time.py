@@ -16,7 +16,7 @@ LIMITS = {"onnx": (240, 6e9, 0.75e9), "gguf": (180, 4e9, 0.75e9)}
 @pytest.mark.parametrize("kind", LIMITS)
 def test_export(benchmark: Any, exported: Exported, kind: str) -> None:
     seconds, memory, size = LIMITS[kind]
-    done = benchmark.pedantic(exported, (kind,), rounds=1, iterations=1)
+    done = benchmark.pedantic(exported, (kind, "int4"), rounds=1, iterations=1)
     bundle = open_bundle(done.bundle).total_bytes
     peak = done.peak_rss_bytes
     benchmark.extra_info.update(seconds=done.seconds, peak_rss_bytes=peak, bundle_bytes=bundle, limits=LIMITS[kind])
