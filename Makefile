@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lint test demo bench bench-large interop clean
+.PHONY: help install lint test demo bench bench-peers bench-large interop clean
 
 PYTHON3 ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -20,7 +20,7 @@ ORACLE := $(VENV)/oracle/.installed
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
-	@echo "make lint, make bench, make bench-large (20 GB of disk), make interop (needs Node.js), make clean"
+	@echo "make lint, make bench, make bench-peers, make bench-large (20 GB of disk), make interop (needs Node.js), make clean"
 
 install: $(STAMP)
 
@@ -59,6 +59,11 @@ bench: $(STAMP)
 	@$(STEP) "install onnxruntime-genai to compare with" $(PIP) --no-deps onnxruntime-genai==0.18.0
 	@$(PYTHON) -m pytest bench/suite --benchmark-enable --benchmark-only --benchmark-json=out/bench.json
 	@$(PYTHON) -m edgevlm.bench.suite.baseline out/bench.json $(BASELINE)
+
+bench-peers: $(STAMP)
+	@mkdir -p out
+	@$(STEP) "install onnxruntime-genai to compare with" $(PIP) --no-deps onnxruntime-genai==0.18.0
+	@$(PYTHON) -m edgevlm.bench.suite.peers -o out
 
 bench-large: $(STAMP)
 	@mkdir -p out

@@ -36,25 +36,23 @@ def measure(
     return repeat(lambda count: loop.round(prompt(positions), count), rounds, steps)
 
 
-def build(checkpoint: Path, spec: DecoderSpec, work: Path) -> Path:
-    """Build the int4 model of a FastVLM checkpoint's decoder below `work`; returns its folder.
+def build(source: Path, out: Path) -> Path:
+    """Build the int4 model of a Qwen2 folder in `out`; returns that.
 
     Raises:
         CalledProcessError: the builder failed.
     """
-    source, out = work / "qwen2", work / "genai"
-    source.mkdir()
-    _qwen2_folder(checkpoint, spec, source)
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(source), "-o", str(out)]
-    command += ["-p", "int4", "-e", "cpu", "-c", str(work / "cache")]
+    command += ["-p", "int4", "-e", "cpu", "-c", str(out.parent / "cache")]
     command += ["--extra_options", "block_size=128", "accuracy_level=4"]
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
     subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return out
 
 
-def _qwen2_folder(checkpoint: Path, spec: DecoderSpec, out: Path) -> None:
-    """The decoder of an Apple-layout checkpoint as a stand-alone Qwen2."""
+def write_qwen2(checkpoint: Path, spec: DecoderSpec, out: Path) -> None:
+    """Write the decoder of an Apple-layout checkpoint as a stand-alone Qwen2 to the new folder `out`."""
+    out.mkdir()
     prefixes = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
     tensors: dict[str, Tensor] = {}
     for path in sorted(checkpoint.glob("*.safetensors")):

@@ -52,8 +52,9 @@ class Sides:
 @pytest.fixture(scope="module")
 def sides(checkpoint: Path, exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Sides:
     bundle = open_bundle(exported("onnx", "int4").bundle)
-    folder = genai.build(checkpoint, bundle.spec.decoder, tmp_path_factory.mktemp("genai"))
-    return Sides(bundle.path, folder)
+    work = tmp_path_factory.mktemp("genai")
+    genai.write_qwen2(checkpoint, bundle.spec.decoder, work / "qwen2")
+    return Sides(bundle.path, genai.build(work / "qwen2", work / "model"))
 
 
 def test_speed(benchmark: Any, capsys: pytest.CaptureFixture[str], sides: Sides) -> None:
