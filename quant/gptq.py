@@ -8,6 +8,9 @@ inputs may be given as one. Zeros stay zeros, so that a pruned matrix keeps its 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -40,34 +43,47 @@ def gptq(
         damping: of the Hessian.
     """
     rows, columns = weight.shape
-    pruned = weight == 0
-    weight = weight.clone()
+    # Columns stand as rows, where memory is in their order.
+    pruned = (weight == 0).T.contiguous()
     size = min(scheme.group_size, columns)
     order = moments.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(columns)
     if act_order:
         grid = fit(grouped(weight, size), scheme)
-        weight = weight[:, order]
     else:
         count = -(-columns // size)
         grid = Grid(torch.zeros(rows, count), torch.zeros(rows, count), (1 << scheme.bits) - 1)
+    scales, zeros = grid.scale.T.contiguous(), grid.zero.T.contiguous()
+    left = weight.T[order].contiguous()
     factor = inverse_factor(moments[order][:, order], damping)
-    codes = torch.empty(rows, columns)
+    codes = torch.empty(columns, rows)
     step = size * max(1, BLOCK // size) if size < columns else BLOCK
     for start in range(0, columns, step):
         end = min(start + step, columns)
-        part, local = weight[:, start:end], factor[start:end, start:end]
-        errors = torch.empty(rows, end - start)
-        for column in range(end - start):
-            place = int(order[start + column])
-            group = place // size
-            if not act_order and place % size == 0:
-                laid = fit(weight[:, place : place + size], scheme)
-                grid.scale[:, group], grid.zero[:, group] = laid.scale, laid.zero
-            own = Grid(grid.scale[:, group], grid.zero[:, group], grid.top)
-            values = part[:, column : column + 1]
-            code = torch.where(pruned[:, place : place + 1], own.zero[:, None], own.encode(values))
-            errors[:, column] = ((values - own.decode(code)) / local[column, column])[:, 0]
-            part[:, column:] -= errors[:, column : column + 1] * local[column, column:]
-            codes[:, place] = code[:, 0]
-        weight[:, end:] -= errors @ factor[start:end, end:]
-    return laid_out(codes, grid, scheme)
+        part, local = left[start:end], factor[start:end, start:end]
+        errors = torch.empty(end - start, rows)
+        with _one_thread():
+            for column in range(end - start):
+                place = int(order[start + column])
+                group = place // size
+                if not act_order and place % size == 0:
+                    laid = fit(left[place : place + size].T, scheme)
+                    scales[group], zeros[group] = laid.scale, laid.zero
+                own = Grid(scales[group], zeros[group], grid.top)
+                values = part[column][:, None]
+                code = torch.where(pruned[place][:, None], own.zero[:, None], own.encode(values))
+                errors[column] = ((values - own.decode(code)) / local[column, column])[:, 0]
+                part[column:].addr_(local[column, column:], errors[column], alpha=-1)
+                codes[place] = code[:, 0]
+        left[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
+    return laid_out(codes.T.contiguous(), Grid(scales.T.contiguous(), zeros.T.contiguous(), grid.top), scheme)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For work in pieces so small that threads would spend their time meeting each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

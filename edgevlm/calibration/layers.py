@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -71,15 +72,27 @@ class LayerStep:
             make: a fresh statistic for so many channels.
             tokens: of each sample the positions to count; None counts all.
         """
+        current = 0
+        with self.watched(make, lambda rows: rows if tokens is None else rows[tokens[current]]) as found:
+            for current in range(len(self.activations)):
+                self.outputs(current)
+        return found
+
+    @contextmanager
+    def watched(
+        self, make: Callable[[int], StatisticT], counted: Callable[[Tensor], Tensor] = lambda rows: rows
+    ) -> Iterator[dict[str, StatisticT]]:
+        """As `collect`, of whatever runs through the layer meanwhile, one sample at a time.
+
+        Args:
+            make: a fresh statistic for so many channels.
+            counted: of a sample's rows `[S, C]` those to count.
+        """
         found: dict[str, StatisticT] = {}
-        handles, current = [], 0
+        handles = []
 
         def hook(statistic: StatisticT) -> Callable[[nn.Module, tuple[Tensor]], None]:
-            def see(_module: nn.Module, inputs: tuple[Tensor]) -> None:
-                rows = inputs[0][0]
-                statistic.add(rows if tokens is None else rows[tokens[current]])
-
-            return see
+            return lambda _module, inputs: statistic.add(counted(inputs[0][0]))
 
         for group in linear_groups(self.layer):
             first = self.linear(group[0])
@@ -87,12 +100,10 @@ class LayerStep:
             found |= dict.fromkeys(group, statistic)
             handles.append(first.register_forward_pre_hook(hook(statistic)))
         try:
-            for current in range(len(self.activations)):
-                self.outputs(current)
+            yield found
         finally:
             for handle in handles:
                 handle.remove()
-        return found
 
 
 def linear_groups(layer: DecoderLayer) -> list[tuple[str, ...]]:

@@ -8,7 +8,6 @@ user's cache folder under a hash of the weights and samples they come from, and 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import shutil
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from torch import Tensor
 from edgevlm.atomic import atomic_file
 from edgevlm.calibration import Calibration
 from edgevlm.calibration.activations import embed
-from edgevlm.calibration.layers import float_layer, linear_groups, walk
+from edgevlm.calibration.layers import LayerStep, advance, float_layer, linear_groups
 from edgevlm.calibration.scratch import Scratch
 from edgevlm.calibration.statistics import SecondMoments
 from edgevlm.errors import CheckpointError, InputError
@@ -80,15 +79,17 @@ def layer_moments(
         return
     activations = embed(model, calibration, scratch, part_of(progress, 0, 0.3))
     keep = _make_room(folder, model)
-    for step in walk(model.decoder, activations):
-        progress(0.3 + 0.7 * step.index / count, 1, f"layer {step.index + 1} of {count}")
-        found = step.collect(SecondMoments)
+    for index in range(count):
+        progress(0.3 + 0.7 * index / count, 1, f"layer {index + 1} of {count}")
+        step = LayerStep(index, float_layer(model.decoder, index), activations)
+        with step.watched(SecondMoments) as found:
+            advance(step, model.decoder)
         moments = {group[0]: _mirrored(found[group[0]].mean) for group in linear_groups(step.layer)}
         for name, matrix in moments.items():
-            _check(matrix, f"decoder.layers.{step.index}.{name}")
+            _check(matrix, f"decoder.layers.{index}.{name}")
         if keep:
-            _write(files[step.index], moments)
-        yield LayerMoments(step.index, copy.deepcopy(step.layer), moments)
+            _write(files[index], moments)
+        yield LayerMoments(index, step.layer, moments)
 
 
 def _mirrored(moments: Tensor) -> Tensor:
