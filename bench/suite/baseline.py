@@ -184,12 +184,12 @@ def show(changes: Sequence[Change], before: Baseline) -> None:
         for change in changes
     ]
     title = f"Time now over the baseline of {before.taken} (commit {before.commit}) on {before.machine.name}"
-    headers = ("row", "before (ms)", "now (ms)", "ratio", "")
+    headers = ("row", "before, IQR (ms)", "now, IQR (ms)", "ratio", "")
     print_table(headers, rows, title=title, numeric=headers[1:4])
 
 
 def _shown(timing: Timing | None) -> str:
-    return "" if timing is None else f"{timing.median_ms:.4g} ± {timing.iqr_ms / 2:.2g}"
+    return "" if timing is None else f"{timing.median_ms:.3f} ({timing.iqr_ms:.3f})"
 
 
 def run(path: Path, folder: Path, machine: MachineClass, *, save_it: bool, strict: bool) -> int:
