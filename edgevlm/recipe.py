@@ -17,6 +17,10 @@ from edgevlm.validation import first_problem
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 #: `w8a8` computes in int8, with ranges from calibration images; the others are how weights are stored.
 VisionPrecision = Literal["fp32", "fp16", "int8", "int4", "w8a8"]
+#: What the 16 bits of fp16 are in a TensorRT bundle, and what its narrower weights are computed in.
+TensorRtDtype = Literal["fp16", "bf16"]
+#: How a file stores its weights.
+StoredPrecision = VisionPrecision | Literal["bf16"]
 #: `auto` is w8a8 where that is really faster on this machine, else fp16.
 VisionChoice = VisionPrecision | Literal["auto"]
 Format = Literal["onnx", "gguf", "tensorrt"]
@@ -81,6 +85,8 @@ class Recipe(BaseModel):
         vision_precision: of the vision tower; None takes fp16 unless `precision` is fp32. w8a8 and auto need
             `calibration`.
         tensorrt_version: what graphs of format tensorrt are written for; None takes the target's, or the newest known.
+        tensorrt_dtype: what graphs of format tensorrt compute in where they do not in float32, and what their 16-bit
+            weights are; None takes fp16.
         context_length: positions of the key/value cache, which format tensorrt fixes; None takes 4096 at most.
         mmproj: beside a GGUF, also write the vision side as llama.cpp's own image support reads it.
         resolution: input pixels along one side, a multiple of the encoder's stride; None keeps the checkpoint's.
@@ -101,6 +107,7 @@ class Recipe(BaseModel):
     imatrix: Imatrix = "auto"
     vision_precision: VisionChoice | None = None
     tensorrt_version: str | None = Field(default=None, pattern=r"^\d{1,3}(\.\d{1,3}){1,3}$")
+    tensorrt_dtype: TensorRtDtype | None = None
     context_length: int | None = Field(default=None, gt=0)
     mmproj: bool = False
     resolution: int | None = Field(default=None, gt=0)

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgevlm.errors import BundleError
-from edgevlm.recipe import Precision, VisionPrecision
+from edgevlm.recipe import StoredPrecision
 from edgevlm.validation import first_problem
 
 PLAN = "build_plan.json"
@@ -23,7 +23,8 @@ PLAN_SCHEMA_VERSION = 1
 _HINT = "export the bundle again, or copy it again from where it came"
 _MAX_BYTES = 1 << 20
 
-Dtype = Literal["float32", "float16", "int64"]
+ComputeType = Literal["float32", "float16", "bfloat16"]
+Dtype = ComputeType | Literal["int64"]
 Role = Literal["vision", "embed", "fusion", "decoder"]
 Size = Annotated[int, Field(ge=0, le=1 << 31)]
 Sizes = tuple[Size, ...]
@@ -86,8 +87,8 @@ class ComponentPlan(_Part):
     role: Role
     graph: str
     data: tuple[str, ...]
-    precision: Precision | VisionPrecision
-    compute: Literal["float32", "float16"]
+    precision: StoredPrecision
+    compute: ComputeType
     inputs: tuple[TensorPlan, ...]
     outputs: tuple[TensorPlan, ...]
     profiles: tuple[ProfilePlan, ...]
@@ -121,7 +122,7 @@ class BuildPlan(_Part):
 
 def tensor_bytes(tensor: TensorPlan, shape: Sizes) -> int:
     """Bytes of a tensor with this shape."""
-    return math.prod(shape) * {"float32": 4, "float16": 2, "int64": 8}[tensor.dtype]
+    return math.prod(shape) * {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}[tensor.dtype]
 
 
 def fixed_bytes(tensor: TensorPlan) -> int:

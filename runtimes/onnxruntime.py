@@ -19,6 +19,7 @@ from edgevlm.errors import BundleError, EngineError
 from edgevlm.heap import huge_pages, trim_heap
 from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import Encoded, EngineOptions, EngineStats, Float32, Int32, Segment
+from edgevlm.runtimes.build_plan import ComputeType
 from edgevlm.runtimes.checks import (
     HINT,
     check_declared,
@@ -33,7 +34,7 @@ from edgevlm.runtimes.checks import (
 )
 from edgevlm.runtimes.device import Device
 from edgevlm.runtimes.dropped import DroppedPlaces
-from edgevlm.runtimes.ort_session import CUDA, HALF_TROUBLES, bind_input, bind_output, open_session, session_stats
+from edgevlm.runtimes.ort_session import CUDA, bind_input, bind_output, open_session, session_stats
 from edgevlm.runtimes.positions import RotaryPositions, flat
 from edgevlm.spec import ModelSpec, PatchesSpec, TextTowerSpec
 
@@ -44,8 +45,10 @@ _CACHE_DTYPES = {**_DTYPES, "tensor(int8)": np.dtype(np.int8)}
 class OnnxRuntimeVision:
     """Pixels to image embeddings through `vision_encoder.onnx`."""
 
-    def __init__(self, path: Path, spec: ModelSpec, options: EngineOptions, *, computes_in_half: bool = False) -> None:
-        """Load the graph; `computes_in_half` says that it may have float16 values inside.
+    def __init__(
+        self, path: Path, spec: ModelSpec, options: EngineOptions, *, compute: ComputeType = "float32"
+    ) -> None:
+        """Load the graph; `compute` is the type of the values inside.
 
         Raises:
             BundleError: the graph makes another number of image tokens than the spec says.
@@ -61,7 +64,7 @@ class OnnxRuntimeVision:
             options.device,
             low_memory=options.low_memory,
             auto=CUDA,
-            without=HALF_TROUBLES if computes_in_half else (),
+            compute=compute,
         )
         self._input = self._session.get_inputs()[0]
         self._patches = spec.preprocess.patches
@@ -163,15 +166,18 @@ class OnnxRuntimeText:
 class OnnxRuntimeFusion:
     """Image and text embeddings through `fusion.onnx`."""
 
-    def __init__(self, path: Path, spec: ModelSpec, options: EngineOptions) -> None:
-        """Load the graph.
+    def __init__(
+        self, path: Path, spec: ModelSpec, options: EngineOptions, *, compute: ComputeType = "float32"
+    ) -> None:
+        """Load the graph; `compute` is the type of the values inside.
 
         Raises:
             EngineError: ONNX Runtime refuses the graph.
         """
         assert spec.fusion is not None
         self._threads = thread_count(options.threads)
-        self._session = open_session(path, self._threads, {"session.force_spinning_stop": "1"}, Device("cpu"))
+        config = {"session.force_spinning_stop": "1"}
+        self._session = open_session(path, self._threads, config, Device("cpu"), compute=compute)
         self._tokens, self._hidden = spec.fusion.image_tokens, spec.decoder.hidden_size
 
     def fuse(self, image: Float32, text: Float32) -> Float32:

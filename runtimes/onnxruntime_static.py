@@ -2,7 +2,7 @@
 
 In: the graphs of the standard dialect (docs/tensorrt.md), whose key/value cache has a fixed length. Out: the decoder
 engine of `runtimes.base`. The cache is bound to past and present at once, as a TensorRT engine that updates in place
-has it. Float16 is computed in float32 where ONNX Runtime's CPU kernels have no other.
+has it. Float16 is computed in float32 where ONNX Runtime's CPU kernels have no other, and bfloat16 throughout.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ class OnnxRuntimeStaticDecoder:
             raise InputError(what, "context_length", f"give 1 to {plan.kv_length}, or export with --context-length")
         self.position = 0
         self._threads = thread_count(options.threads)
-        self._session = open_session(folder / decoder.graph, self._threads, _settings(decoder), Device("cpu"))
-        self._embed = open_session(folder / embed.graph, 1, _settings(embed), Device("cpu"))
-        self._check_inputs(decoder, numbers.num_hidden_layers, folder / decoder.graph)
+        graph = folder / decoder.graph
+        self._session = open_session(graph, self._threads, _settings(decoder), Device("cpu"), compute=decoder.compute)
+        self._embed = open_session(folder / embed.graph, 1, _settings(embed), Device("cpu"), compute=embed.compute)
+        self._check_inputs(decoder, numbers.num_hidden_layers, graph)
         tensors = {tensor.name: tensor for tensor in decoder.inputs}
         self._cache = {entry: _zeros(tensors[entry.past]) for entry in decoder.cache}
         self._begin = np.zeros(1, np.int64)
@@ -170,4 +171,4 @@ def _settings(component: ComponentPlan) -> dict[str, str]:
 
 def _zeros(tensor: TensorPlan) -> NDArray[Any]:
     sizes = [size for size in tensor.shape if isinstance(size, int)]
-    return np.zeros(sizes, tensor.dtype)
+    return np.zeros(sizes, "float32" if tensor.dtype == "bfloat16" else tensor.dtype)

@@ -12,13 +12,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgevlm.errors import EngineError
-from edgevlm.runtimes.base import EngineStats
+from edgevlm.runtimes.base import EngineStats, Float32
+from edgevlm.runtimes.build_plan import ComputeType
 from edgevlm.runtimes.checks import engine_errors
 from edgevlm.runtimes.device import Device
+from edgevlm.runtimes.onnx_widening import StoredFloats, widen
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 #: Optimizers that fail on float16 values: this one reads a scale as float32 (ONNX Runtime 1.31, FastViTHD's attention).
-HALF_TROUBLES = ("AttentionFusion",)
+_HALF_TROUBLES = ("AttentionFusion",)
 _BUILDS = "pip install onnxruntime-gpu in place of onnxruntime; on a Jetson, the wheel for its JetPack (docs/jetson.md)"
 
 
@@ -55,14 +57,16 @@ def open_session(
     *,
     low_memory: bool = False,
     auto: str = CPU,
-    without: tuple[str, ...] = (),
+    compute: ComputeType = "float32",
 ) -> Any:
     """A session with every graph optimisation and without denormals, which slow some CPUs tenfold.
 
     With `low_memory`, weights stay in their mapped file: they are neither folded behind a cast nor packed. The highest
-    level of optimisation would fold them, too. Optimizers named in `without` are left out.
+    level of optimisation would fold them, too. Optimizers that fail on
+    what the graph computes in are left out, and bfloat16 is widened to float32 (`runtimes.onnx_widening`).
 
     Raises:
+        BundleError: a graph in bfloat16 is broken.
         InputError: this build does not have the device.
         EngineError: ONNX Runtime refuses the graph, or cannot use the device.
     """
@@ -79,13 +83,32 @@ def open_session(
     packing = {"session.disable_prepacking": "1"} if low_memory else {}
     for key, value in {"session.set_denormal_as_zero": "1", **packing, **config}.items():
         options.add_session_config_entry(key, value)
-    skipped = [*(["ConstantFolding"] if low_memory else []), *without] or None
+    troubles = _HALF_TROUBLES if compute == "float16" else ()
+    skipped = [*(["ConstantFolding"] if low_memory else []), *troubles] or None
+    source: str | bytes = str(path)
+    kept: list[Float32] = []
+    if compute == "bfloat16":
+        source, tensors = widen(path)
+        kept = _given(options, tensors, path)
     with engine_errors("ONNX Runtime cannot load this graph", str(path)):
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers, disabled_optimizers=skipped)
+        session = onnxruntime.InferenceSession(source, options, providers=providers, disabled_optimizers=skipped)
+    # ONNX Runtime does not hold them.
+    session.edgevlm_kept = kept
     if device.is_gpu and session.get_providers()[0] != providers[0][0]:
         what = f"ONNX Runtime could not start {providers[0][0]} and would compute on the CPU"
         raise EngineError(what, f"--device {device}", "check the driver and CUDA libraries, or take --device cpu")
     return session
+
+
+def _given(options: Any, tensors: tuple[StoredFloats, ...], path: Path) -> list[Float32]:
+    """Let a session read tensors of a graph in memory where they lie, and find all others in the graph's folder."""
+    from onnxruntime import OrtValue
+
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    arrays = [tensor.read() for tensor in tensors]
+    values = [OrtValue.ortvalue_from_numpy(array) for array in arrays]
+    options.add_external_initializers([tensor.name for tensor in tensors], values)
+    return arrays
 
 
 def bind_input(binding: Any, name: str, array: NDArray[Any]) -> None:

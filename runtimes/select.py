@@ -24,7 +24,7 @@ from edgevlm.child import run_child
 from edgevlm.errors import EdgeVLMError, EngineError, InputError
 from edgevlm.runtimes import memory
 from edgevlm.runtimes.base import DecoderEngine, EngineOptions, FusionEngine, TextEngine, VisionEngine
-from edgevlm.runtimes.build_plan import PLAN, read_build_plan
+from edgevlm.runtimes.build_plan import PLAN, ComputeType, Role, read_build_plan
 from edgevlm.runtimes.checks import thread_count
 from edgevlm.runtimes.device import AUTO, Device, DeviceKind, parse_device
 from edgevlm.spec import ModelSpec
@@ -110,7 +110,7 @@ def open_vision(bundle: Bundle, name: str, options: EngineOptions) -> VisionEngi
         return OpenVinoVision(path, bundle.spec, options)
     from edgevlm.runtimes.onnxruntime import OnnxRuntimeVision
 
-    return OnnxRuntimeVision(path, bundle.spec, options, computes_in_half=bundle.manifest.format == "tensorrt")
+    return OnnxRuntimeVision(path, bundle.spec, options, compute=_compute(bundle, "vision"))
 
 
 def open_text(bundle: Bundle, options: EngineOptions) -> TextEngine | None:
@@ -152,7 +152,15 @@ def open_fusion(bundle: Bundle, options: EngineOptions) -> FusionEngine | None:
         raise InputError("the bundle's fusion needs ONNX Runtime", str(path), "pip install 'edgevlm[onnx]'")
     from edgevlm.runtimes.onnxruntime import OnnxRuntimeFusion
 
-    return OnnxRuntimeFusion(path, bundle.spec, options)
+    return OnnxRuntimeFusion(path, bundle.spec, options, compute=_compute(bundle, "fusion"))
+
+
+def _compute(bundle: Bundle, role: Role) -> ComputeType:
+    """What a graph computes in, which only build plans say: others compute in float32."""
+    if bundle.manifest.format != "tensorrt":
+        return "float32"
+    component = read_build_plan(bundle.path / PLAN).component(role)
+    return "float32" if component is None else component.compute
 
 
 def open_decoder(bundle: Bundle, name: str, options: EngineOptions) -> DecoderEngine:

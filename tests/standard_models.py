@@ -1,10 +1,10 @@
 """Decoder graphs in the standard dialect, and a loop that runs them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -13,10 +13,13 @@ from edgevlm.exporters.onnx.decoder import DecoderBuilder
 from edgevlm.exporters.onnx.dialect_standard import DecomposedDialect, FusedDialect, StandardDialect
 from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.graph import Graph
-from edgevlm.exporters.tensorrt.schemes import tensorrt_scheme
+from edgevlm.exporters.tensorrt.schemes import SCHEMES
 from edgevlm.models.decoder import Decoder
 from edgevlm.quant.schemes import store
 from edgevlm.recipe import Precision
+from edgevlm.runtimes.build_plan import ComputeType
+from edgevlm.runtimes.device import Device
+from edgevlm.runtimes.ort_session import open_session
 from edgevlm.spec import DecoderSpec
 
 KV_LENGTH = 48
@@ -25,20 +28,21 @@ DIALECTS: dict[str, type[StandardDialect]] = {"fused": FusedDialect, "decomposed
 VERSIONS = {"fused": (10, 15), "decomposed": (10, 3)}
 
 
-def write_standard(decoder: Decoder, folder: Path, kind: str, precision: Precision, *, half: bool = False) -> Path:
+def write_standard(
+    decoder: Decoder, folder: Path, kind: str, precision: Precision, *, compute: ComputeType = "float32"
+) -> Path:
     """Embedding and decoder graphs in `folder`; returns the decoder's."""
     dialect = DIALECTS[kind]
     table = decoder.embed_tokens.weight
-    dtype: np.dtype[np.floating] = np.dtype(np.float16 if half else np.float32)
     with ExternalData(folder / "embed.onnx_data") as embed_data, ExternalData(folder / "decoder.onnx_data") as data:
-        scheme = tensorrt_scheme("embed_tokens.weight", "embedding", table.shape[1], precision)
-        stored = weights.write_table(store(table, scheme), embed_data, dtype)
+        scheme = SCHEMES[compute]("embed_tokens.weight", "embedding", table.shape[1], precision)
+        stored = weights.write_table(store(table, scheme), embed_data, weights.numpy_dtype(compute))
         embedding = Graph("embed", embed_data, opset=dialect.opset, contrib=False)
         weights.build_embedding(embedding, stored, image_token_id=0)
         embedding.save(folder / "embed.onnx")
         graph = Graph("decoder", data, opset=dialect.opset, contrib=False)
-        steps = dialect(graph, decoder.spec, KV_LENGTH, half=half)
-        builder = DecoderBuilder(decoder, steps, precision, scheme=tensorrt_scheme)
+        steps = dialect(graph, decoder.spec, KV_LENGTH, compute=compute)
+        builder = DecoderBuilder(decoder, steps, precision, scheme=SCHEMES[compute])
         x, normed = builder.begin()
         for index in range(decoder.spec.num_hidden_layers):
             x, normed = builder.layer(index, x, normed)
@@ -47,19 +51,17 @@ def write_standard(decoder: Decoder, folder: Path, kind: str, precision: Precisi
     return folder / "decoder.onnx"
 
 
-def exact_session(path: Path) -> onnxruntime.InferenceSession:
+def exact_session(path: Path, compute: ComputeType = "float32") -> Any:
     """One that computes products with INT4 weights in float32, not with rounded activations; on one CPU thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    level = {"session.qdq_matmulnbits_accuracy_level": "1"}
+    return open_session(path, 1, level, Device("cpu"), compute=compute)
 
 
 class StaticCache:
     """Runs a decoder graph whose cache has a fixed length."""
 
-    def __init__(self, path: Path, spec: DecoderSpec) -> None:
-        self.session = exact_session(path)
+    def __init__(self, path: Path, spec: DecoderSpec, compute: ComputeType = "float32") -> None:
+        self.session = exact_session(path, compute)
         dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         # Stale values: a graph that reads beyond the sequence gives nonsense.
         self.past = {

@@ -10,7 +10,7 @@ import click
 from edgevlm.cli.pass_flags import pass_options, passes_of, precisions_beside
 from edgevlm.errors import InputError
 from edgevlm.progress import show_progress
-from edgevlm.recipe import Format, GgufType, Imatrix, Precision, Recipe, VisionPrecision
+from edgevlm.recipe import Format, GgufType, Imatrix, Precision, Recipe, TensorRtDtype, VisionPrecision
 from edgevlm.tables import printable
 
 _PRECISIONS = click.Choice(get_args(Precision))
@@ -34,6 +34,11 @@ _PRECISIONS = click.Choice(get_args(Precision))
 )
 @click.option(
     "--tensorrt-version", metavar="X.Y", help="With TensorRT: write graphs for this version.  [default: the target's]"
+)
+@click.option(
+    "--tensorrt-dtype",
+    type=click.Choice(get_args(TensorRtDtype)),
+    help="With TensorRT: what is computed in beside fp32; 16-bit weights have it, too.  [default: fp16]",
 )
 @click.option(
     "--context-length", type=int, metavar="L", help="With TensorRT: positions of the key/value cache.  [default: 4096]"
@@ -60,6 +65,7 @@ def command(
     gguf_type: str | None,
     imatrix: str | None,
     tensorrt_version: str | None,
+    tensorrt_dtype: str | None,
     context_length: int | None,
     mmproj: bool | None,
     resolution: int | None,
@@ -86,6 +92,7 @@ def command(
         "gguf_type": gguf_type,
         "imatrix": imatrix,
         "tensorrt_version": tensorrt_version,
+        "tensorrt_dtype": tensorrt_dtype,
         "context_length": context_length,
         "mmproj": mmproj,
         "resolution": resolution,

@@ -27,7 +27,7 @@ from edgevlm.pipeline.memory_check import require_memory
 from edgevlm.pipeline.passes import parse_passes, plan_passes, run_passes, settled
 from edgevlm.pipeline.reuse import take_over
 from edgevlm.pipeline.support import refusal
-from edgevlm.pipeline.tensorrt_choice import check_target, options_for, tensorrt_misfit
+from edgevlm.pipeline.tensorrt_choice import UNPROVED, check_target, options_for, tensorrt_misfit
 from edgevlm.pipeline.verify import require, thresholds, verify
 from edgevlm.pipeline.vision_choice import choose_vision
 from edgevlm.progress import part_of
@@ -94,6 +94,8 @@ def compile_recipe(
             pruned = _PLANNED
         if static is not None:
             model = with_note(model, str(static))
+        if recipe.tensorrt_dtype == "bf16":
+            model = with_note(model, UNPROVED)
         report = part_of(progress, pruned, _EXPORTED)
         sources = {source_name(path, folder): sha256_file(path) for path in model.sources}
         taken = [] if like is None else take_over(recipe, model.spec, like, sources, tool_versions(), work)

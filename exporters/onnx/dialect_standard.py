@@ -1,6 +1,6 @@
 """The `standard` dialect: the steps of a decoder in ONNX's own operators, for TensorRT.
 
-In: a spec, the length of the key/value cache, and whether to compute in float16 or float32. Out: nodes without contrib
+In: a spec, the length of the key/value cache, and the type to compute in. Out: nodes without contrib
 operators, for one sequence. The graph takes `inputs_embeds` float32 `[1, S, H]`, `write_indices` int64 `[1]` (how many
 positions the cache holds) and the whole cache `past_key_values.*` `[1, heads, L, D]`; it gives `logits` float32
 `[1, 1, V]` of the last position and the cache with S more positions, `present.*`, which may be the same memory.
@@ -21,10 +21,11 @@ import torch
 
 from edgevlm.exporters.onnx import standard_weights as weights
 from edgevlm.exporters.onnx.dialect import Dialect, Float32
-from edgevlm.exporters.onnx.graph import FLOAT, FLOAT16, INT64, INT64_MAX, Graph
+from edgevlm.exporters.onnx.graph import FLOAT, FLOAT_TYPES, INT64, INT64_MAX, Graph
 from edgevlm.exporters.onnx.table import StoredTable
 from edgevlm.models.decoder import rotary_tables
 from edgevlm.quant.schemes import StoredMatrix
+from edgevlm.runtimes.build_plan import ComputeType
 from edgevlm.spec import DecoderSpec
 
 #: What is added to scores of places that are not seen; its exponential is 0, and sums with it stay finite.
@@ -37,11 +38,11 @@ class StandardDialect(Dialect):
     logits = "logits.narrow"
     opset: ClassVar[int]
 
-    def __init__(self, graph: Graph, spec: DecoderSpec, kv_length: int, *, half: bool) -> None:
+    def __init__(self, graph: Graph, spec: DecoderSpec, kv_length: int, *, compute: ComputeType) -> None:
         super().__init__(graph, spec)
         self.kv_length = kv_length
-        self.float_type = FLOAT16 if half else FLOAT
-        self.dtype: np.dtype[np.floating] = np.dtype(np.float16 if half else np.float32)
+        self.float_type = FLOAT_TYPES[compute]
+        self.dtype: np.dtype[np.floating] = weights.numpy_dtype(compute)
 
     @abstractmethod
     def _mask(self, seen: str) -> None:

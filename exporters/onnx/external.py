@@ -65,6 +65,7 @@ class ExternalData:
         alignment = _PAGE if array.nbytes >= _PAGE_FROM_BYTES else _ALIGNMENT
         self._file.write(b"\0" * (-self._file.tell() % alignment))
         offset = self._file.tell()
-        self._file.write(array.data)
+        # As bytes: Python has no buffer of bfloat16.
+        self._file.write(array.reshape(-1).view(np.uint8).data)
         data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         return StoredTensor(self.path.name, offset, array.nbytes, data_type, array.shape)

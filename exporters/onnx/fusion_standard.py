@@ -11,6 +11,7 @@ from edgevlm.exporters.onnx.decoder import DecoderBuilder
 from edgevlm.exporters.onnx.dialect_standard import DecomposedDialect, FusedDialect, StandardDialect
 from edgevlm.exporters.onnx.graph import FLOAT, INT64_MAX, Graph
 from edgevlm.models.fusion import Fusion
+from edgevlm.runtimes.build_plan import ComputeType
 
 
 class WholeDialect(StandardDialect):
@@ -21,8 +22,8 @@ class WholeDialect(StandardDialect):
         image_tokens: Q, embeddings of the image that go on in front of the text.
     """
 
-    def __init__(self, graph: Graph, fusion: Fusion, rows: int, longest_text: int, *, half: bool) -> None:
-        super().__init__(graph, fusion.spec, rows + longest_text, half=half)
+    def __init__(self, graph: Graph, fusion: Fusion, rows: int, longest_text: int, *, compute: ComputeType) -> None:
+        super().__init__(graph, fusion.spec, rows + longest_text, compute=compute)
         self.rows = rows
         self.image_tokens = fusion.image_tokens
 

@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from edgevlm._version import __version__
 from edgevlm.exporters.onnx.external import ExternalData, StoredTensor
+from edgevlm.runtimes.build_plan import ComputeType
 
 CONTRIB = "com.microsoft"
 #: 23 brings RMSNormalization; files for ONNX Runtime need no newer operator.
@@ -24,11 +25,14 @@ _INLINE_BELOW = 1024
 
 FLOAT = onnx.TensorProto.FLOAT
 FLOAT16 = onnx.TensorProto.FLOAT16
+BFLOAT16 = onnx.TensorProto.BFLOAT16
 INT4 = onnx.TensorProto.INT4
 INT8 = onnx.TensorProto.INT8
 INT32 = onnx.TensorProto.INT32
 INT64 = onnx.TensorProto.INT64
 BOOL = onnx.TensorProto.BOOL
+#: By the name that a build plan gives them.
+FLOAT_TYPES: dict[ComputeType, int] = {"float32": FLOAT, "float16": FLOAT16, "bfloat16": BFLOAT16}
 #: The end of an axis, for Slice.
 INT64_MAX = np.iinfo(np.int64).max
 

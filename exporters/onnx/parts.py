@@ -17,7 +17,7 @@ from edgevlm.exporters.onnx.text import export_text
 from edgevlm.models.footprint import release
 from edgevlm.models.text_side import TextSide
 from edgevlm.models.vlm import VlmModel
-from edgevlm.recipe import Precision, VisionPrecision
+from edgevlm.recipe import Precision, StoredPrecision, VisionPrecision
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def export_texts(model: VlmModel, folder: Path, vision_precision: VisionPrecisio
 
 
 def artifacts(
-    role: Role, component: str, precision: VisionPrecision, weights: int, weight_bytes: int
+    role: Role, component: str, precision: StoredPrecision, weights: int, weight_bytes: int
 ) -> list[Artifact]:
     """A graph and its data file; the graph's few inline weights are counted with the data."""
     prefix = f"{layout.FOLDER}/"

@@ -10,16 +10,24 @@ import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import helper
 
 from edgevlm.errors import UnsupportedError
 from edgevlm.exporters.onnx.external import ExternalData, StoredTensor
-from edgevlm.exporters.onnx.graph import FLOAT, INT4, INT64, Graph
+from edgevlm.exporters.onnx.graph import FLOAT, FLOAT_TYPES, INT4, INT64, Graph
 from edgevlm.exporters.onnx.table import StoredTable
 from edgevlm.quant.schemes import StoredMatrix
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
+from edgevlm.runtimes.build_plan import ComputeType
 
 #: The first opset with four bits and with blocks.
 _BLOCKS_OPSET = 21
+
+
+def numpy_dtype(compute: ComputeType) -> np.dtype[np.floating]:
+    """The type as NumPy knows it; bfloat16 is one that onnx brings."""
+    dtype: np.dtype[np.floating] = helper.tensor_dtype_to_np_dtype(FLOAT_TYPES[compute])
+    return dtype
 
 
 def matrix(graph: Graph, stored: StoredMatrix, name: str, dtype: np.dtype[np.floating]) -> str:

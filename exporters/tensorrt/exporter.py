@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from edgevlm.exporters.base import Artifact, Progress
 from edgevlm.exporters.onnx import layout
 from edgevlm.exporters.onnx import standard_weights as weights
@@ -24,7 +22,7 @@ from edgevlm.exporters.onnx.graph import Graph
 from edgevlm.exporters.onnx.parts import Steps, artifacts, weight_errors, weights_of
 from edgevlm.exporters.onnx.table import StoredTable
 from edgevlm.exporters.tensorrt.plan import USUAL_TEXT, component, usual_prompt
-from edgevlm.exporters.tensorrt.schemes import tensorrt_scheme
+from edgevlm.exporters.tensorrt.schemes import SCHEMES
 from edgevlm.exporters.tensorrt.versions import TensorRtOptions
 from edgevlm.exporters.tensorrt.vision import export_vision
 from edgevlm.models.footprint import release
@@ -52,8 +50,8 @@ def export(
     Args:
         model: `supports` has nothing against it. Its weights are converted one at a time, and let go of layer by layer.
         out: the bundle's folder.
-        precision: of the decoder and its embedding; it computes in float16, but for fp32.
-        vision_precision: fp32, fp16 or w8a8; the latter two compute in float16 beside int8.
+        precision: of the decoder and its embedding; it computes in 16 bits, but for fp32.
+        vision_precision: fp32, fp16 or w8a8; the latter two compute in 16 bits beside int8.
         static: how w8a8 computes.
         options: what the graphs are written for.
         progress: called with weights done, weights in all, and what is being written.
@@ -68,7 +66,7 @@ def export(
     fusions = [] if model.fusion is None else [model.fusion]
     steps = Steps([model.vision, *fusions, model.decoder], progress)
     with weight_errors(model):
-        vision, vision_plan = _export_vision(model, folder, vision_precision, static, steps)
+        vision, vision_plan = _export_vision(model, folder, vision_precision, static, options, steps)
         fused = [_export_fusion(model, fusion, folder, precision, options, steps) for fusion in fusions]
         table, embedding, embedding_plan = _export_embedding(model, folder, precision, options, steps)
         decoder, decoder_plan = _export_decoder(model, folder, precision, options, table, steps)
@@ -87,37 +85,44 @@ def export(
 
 
 def _export_vision(
-    model: VlmModel, folder: Path, precision: VisionPrecision, static: StaticPlan | None, steps: Steps
+    model: VlmModel,
+    folder: Path,
+    precision: VisionPrecision,
+    static: StaticPlan | None,
+    options: TensorRtOptions,
+    steps: Steps,
 ) -> tuple[list[Artifact], ComponentPlan]:
     steps.before("vision tower")
-    path, half = folder / layout.graph_file(layout.VISION, precision), precision != "fp32"
-    with ExternalData(folder / layout.data_file(layout.VISION, precision)) as data:
+    compute, stored = options.compute(precision), options.stored(precision)
+    path = folder / layout.graph_file(layout.VISION, stored)
+    with ExternalData(folder / layout.data_file(layout.VISION, stored)) as data:
         size = model.spec.vision.image_size
-        weight_bytes = export_vision(model.vision, size, half=half, static=static, path=path, data=data)
+        weight_bytes = export_vision(model.vision, size, compute=compute, static=static, path=path, data=data)
     count = weights_of(model.vision)
     release(model.vision)
     steps.after("vision tower", count)
-    written = artifacts("vision", layout.VISION, precision, count, weight_bytes)
+    written = artifacts("vision", layout.VISION, stored, count, weight_bytes)
     profiles = {"image": {"batch_size": (1, 1, 1)}}
-    return written, component(folder.parent, "vision", written, half=half, profiles=profiles)
+    return written, component(folder.parent, "vision", written, compute=compute, profiles=profiles)
 
 
 def _export_fusion(
     model: VlmModel, fusion: Fusion, folder: Path, precision: Precision, options: TensorRtOptions, steps: Steps
 ) -> tuple[list[Artifact], ComponentPlan]:
     steps.before("fusion")
-    kind, half = FusedFusionDialect if options.fused else DecomposedFusionDialect, precision != "fp32"
-    with ExternalData(folder / layout.data_file(layout.FUSION, precision)) as data:
+    kind = FusedFusionDialect if options.fused else DecomposedFusionDialect
+    compute, stored = options.compute(precision), options.stored(precision)
+    with ExternalData(folder / layout.data_file(layout.FUSION, stored)) as data:
         graph = Graph(layout.FUSION, data, opset=kind.opset, contrib=False)
-        dialect = kind(graph, fusion, model.spec.vision.image_tokens, options.kv_length, half=half)
-        build_fusion(DecoderBuilder(fusion, dialect, precision, scheme=tensorrt_scheme))
-    graph.save(folder / layout.graph_file(layout.FUSION, precision))
+        dialect = kind(graph, fusion, model.spec.vision.image_tokens, options.kv_length, compute=compute)
+        build_fusion(DecoderBuilder(fusion, dialect, precision, scheme=SCHEMES[compute]))
+    graph.save(folder / layout.graph_file(layout.FUSION, stored))
     count = weights_of(fusion)
     release(fusion)
     steps.after("fusion", count)
-    written = artifacts("fusion", layout.FUSION, precision, count, graph.weight_bytes)
+    written = artifacts("fusion", layout.FUSION, stored, count, graph.weight_bytes)
     profiles = {"prompt": {"text_length": (1, min(USUAL_TEXT, options.kv_length), options.kv_length)}}
-    return written, component(folder.parent, "fusion", written, half=half, profiles=profiles)
+    return written, component(folder.parent, "fusion", written, compute=compute, profiles=profiles)
 
 
 def _export_embedding(
@@ -125,47 +130,49 @@ def _export_embedding(
 ) -> tuple[StoredTable, list[Artifact], ComponentPlan]:
     weight = model.decoder.embed_tokens.weight
     steps.before("token embedding")
-    with ExternalData(folder / layout.data_file(layout.EMBEDDING, precision)) as data:
+    compute, stored = options.compute(precision), options.stored(precision)
+    with ExternalData(folder / layout.data_file(layout.EMBEDDING, stored)) as data:
         asked = model.quantized.get("embed_tokens.weight")
-        scheme = asked or tensorrt_scheme("embed_tokens.weight", "embedding", weight.shape[1], precision)
+        scheme = asked or SCHEMES[compute]("embed_tokens.weight", "embedding", weight.shape[1], precision)
         matrix = scheme if isinstance(scheme, QuantizedTensor) else store(weight, scheme)
-        table = weights.write_table(matrix, data, _dtype(precision))
+        table = weights.write_table(matrix, data, weights.numpy_dtype(compute))
         graph = Graph(layout.EMBEDDING, data, opset=_dialect(options).opset, contrib=False)
         weights.build_embedding(graph, table, model.spec.prompt.image_token_id)
-    graph.save(folder / layout.graph_file(layout.EMBEDDING, precision))
+    graph.save(folder / layout.graph_file(layout.EMBEDDING, stored))
     release(model.decoder.embed_tokens)
     steps.after("token embedding", weight.numel())
-    written = artifacts("embed", layout.EMBEDDING, precision, weight.numel(), table.weight_bytes)
-    half, profiles = precision != "fp32", _token_profiles(model, options)
-    return table, written, component(folder.parent, "embed", written, half=half, profiles=profiles)
+    written = artifacts("embed", layout.EMBEDDING, stored, weight.numel(), table.weight_bytes)
+    profiles = _token_profiles(model, options)
+    return table, written, component(folder.parent, "embed", written, compute=compute, profiles=profiles)
 
 
 def _export_decoder(
     model: VlmModel, folder: Path, precision: Precision, options: TensorRtOptions, table: StoredTable, steps: Steps
 ) -> tuple[list[Artifact], ComponentPlan]:
-    decoder, spec, half = model.decoder, model.spec.decoder, precision != "fp32"
-    with ExternalData(folder / layout.data_file(layout.DECODER, precision)) as data:
+    decoder, spec = model.decoder, model.spec.decoder
+    compute, stored = options.compute(precision), options.stored(precision)
+    with ExternalData(folder / layout.data_file(layout.DECODER, stored)) as data:
         kind = _dialect(options)
         graph = Graph(layout.DECODER, data, opset=kind.opset, contrib=False)
-        dialect = kind(graph, spec, options.kv_length, half=half)
-        builder = DecoderBuilder(decoder, dialect, precision, model.quantized, tensorrt_scheme)
+        dialect = kind(graph, spec, options.kv_length, compute=compute)
+        builder = DecoderBuilder(decoder, dialect, precision, model.quantized, SCHEMES[compute])
         x, normed = builder.begin()
         for index, layer in enumerate(decoder.layers):
             x, normed = builder.layer(index, x, normed)
             release(layer)
             steps.after(f"decoder layer {index + 1} of {len(decoder.layers)}", weights_of(layer))
         builder.head(normed, table)
-    graph.save(folder / layout.graph_file(layout.DECODER, precision))
+    graph.save(folder / layout.graph_file(layout.DECODER, stored))
     release(decoder)
     steps.after("decoder head", steps.total - steps.done)
     count = weights_of(decoder) - decoder.embed_tokens.weight.numel()
-    written = artifacts("decoder", layout.DECODER, precision, count, graph.weight_bytes)
-    shared = f"{layout.FOLDER}/{layout.data_file(layout.EMBEDDING, precision)}"
+    written = artifacts("decoder", layout.DECODER, stored, count, graph.weight_bytes)
+    shared = f"{layout.FOLDER}/{layout.data_file(layout.EMBEDDING, stored)}"
     plan = component(
         folder.parent,
         "decoder",
         written,
-        half=half,
+        compute=compute,
         profiles=_token_profiles(model, options),
         in_place=options.fused,
         largest_matrix=max(spec.vocab_size, 2 * spec.intermediate_size) * spec.hidden_size,
@@ -185,7 +192,3 @@ def _token_profiles(model: VlmModel, options: TensorRtOptions) -> dict[str, dict
 
 def _dialect(options: TensorRtOptions) -> type[FusedDialect] | type[DecomposedDialect]:
     return FusedDialect if options.fused else DecomposedDialect
-
-
-def _dtype(precision: Precision) -> np.dtype[np.floating]:
-    return np.dtype(np.float32 if precision == "fp32" else np.float16)

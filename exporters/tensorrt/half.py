@@ -1,6 +1,6 @@
-"""A vision graph that computes in float16, each value of one type, as TensorRT builds it strongly typed.
+"""A vision graph that computes in float16 or bfloat16, each value of one type, as TensorRT builds it strongly typed.
 
-In: a traced graph in float32. Out: the same graph with float16 values and weights between float32 inputs and outputs.
+In: a traced graph in float32. Out: the same graph with 16-bit values and weights between float32 inputs and outputs.
 What only chooses (scores that lead to indices and to nothing else) and what has a graph inside (loops) stays in
 float32, so that rounding does not change which tokens are kept; a Cast stands at each border.
 """
@@ -13,16 +13,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-_HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
-_LARGEST = np.finfo(np.float16).max
+from edgevlm.runtimes.build_plan import ComputeType
+
+_SINGLE = ir.DataType.FLOAT
+#: By the type that is computed in.
+HALVES: dict[ComputeType, ir.DataType] = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+_LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: float.fromhex("0x1.fep127")}
 #: Operators that make no floats of any, and choose nothing.
 _ANY_FLOAT = ("QuantizeLinear", "Shape", "Size")
 #: Attributes that name the type of a result.
 _TYPES = {"Cast": "to", "EyeLike": "dtype"}
 
 
-def to_half(model: ir.Model) -> None:
-    """Alter a traced graph. Weights are converted when they are read; beyond float16 they become its largest number.
+def to_half(model: ir.Model, half: ir.DataType) -> None:
+    """Alter a traced graph. Weights are converted when they are read; beyond `half` they become its largest number.
 
     Raises:
         ValueError: when a weight is read that is no number.
@@ -35,15 +39,15 @@ def to_half(model: ir.Model) -> None:
     for value in floats:
         maker = value.producer()
         if maker is not None and maker not in wide:
-            value.dtype = _HALF
-            _retype(maker)
+            value.dtype = half
+            _retype(maker, half)
     for value in list(graph.initializers.values()):
         if value.dtype == _SINGLE:
-            _give_half(graph, value, wide)
+            _give_half(graph, value, wide, half)
     for value in floats:
-        _cast_at_border(graph, value, wide)
+        _cast_at_border(graph, value, wide, half)
     for place, value in enumerate(graph.outputs):
-        if value.dtype == _HALF:
+        if value.dtype == half:
             name, value.name = value.name, f"{value.name}.half"
             cast = _cast(graph, value, _SINGLE)
             cast.name = name
@@ -85,17 +89,17 @@ def _users(graph: ir.Graph, value: ir.Value) -> Iterable[ir.Node]:
         yield node
 
 
-def _retype(node: ir.Node) -> None:
-    """Let a node that names the type of its result make float16."""
+def _retype(node: ir.Node, half: ir.DataType) -> None:
+    """Let a node that names the type of its result make `half`."""
     if (name := _TYPES.get(node.op_type)) is not None:
-        node.attributes[name] = ir.AttrInt64(name, _HALF)
+        node.attributes[name] = ir.AttrInt64(name, half)
     elif node.op_type == "ConstantOfShape" and "value" in node.attributes:
-        value = node.attributes["value"].as_tensor().numpy().astype(np.float16)
+        value = node.attributes["value"].as_tensor().numpy().astype(half.numpy())
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value))
 
 
-def _give_half(graph: ir.Graph, value: ir.Value, wide: set[ir.Node]) -> None:
-    """Let users that compute in float16 read a converted initializer: a copy, where others read it, too."""
+def _give_half(graph: ir.Graph, value: ir.Value, wide: set[ir.Node], half: ir.DataType) -> None:
+    """Let users that compute in 16 bits read a converted initializer: a copy, where others read it, too."""
     uses = list(value.uses())
     narrow = [(node, place) for node, place in uses if node.graph is graph and node not in wide]
     if not narrow:
@@ -103,32 +107,36 @@ def _give_half(graph: ir.Graph, value: ir.Value, wide: set[ir.Node]) -> None:
     assert value.name is not None and value.const_value is not None
     original, name = value.const_value, value.name
     if len(narrow) == len(uses) and not value.is_graph_output():
-        value.const_value, value.dtype = _halved(original, name), _HALF
+        value.const_value, value.dtype = _halved(original, name, half), half
         return
     name = f"{name}.half"
-    copy = ir.Value(name=name, type=ir.TensorType(_HALF), shape=value.shape, const_value=_halved(original, name))
+    tensor = _halved(original, name, half)
+    copy = ir.Value(name=name, type=ir.TensorType(half), shape=value.shape, const_value=tensor)
     graph.register_initializer(copy)
     for node, place in narrow:
         node.replace_input_with(place, copy)
 
 
-def _halved(tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
+def _halved(tensor: ir.TensorProtocol, name: str, half: ir.DataType) -> ir.LazyTensor:
+    dtype = half.numpy()
+    largest = _LARGEST[half]
+
     def read() -> ir.Tensor:
         values: NDArray[np.float32] = tensor.numpy()
         if np.isnan(values).any():
             raise ValueError(f"{name} holds a value that is no number")
-        return ir.tensor(np.clip(values, -_LARGEST, _LARGEST).astype(np.float16), name=name)
+        return ir.tensor(np.clip(values, -largest, largest).astype(dtype), name=name)
 
-    return ir.LazyTensor(read, _HALF, tensor.shape, name=name)
+    return ir.LazyTensor(read, half, tensor.shape, name=name)
 
 
-def _cast_at_border(graph: ir.Graph, value: ir.Value, wide: set[ir.Node]) -> None:
+def _cast_at_border(graph: ir.Graph, value: ir.Value, wide: set[ir.Node], half: ir.DataType) -> None:
     """Let users that compute in the other type read a cast."""
     users = [(node, place) for node, place in value.uses()]
-    outside = [use for use in users if (use[0] not in wide and use[0].graph is graph) != (value.dtype == _HALF)]
+    outside = [use for use in users if (use[0] not in wide and use[0].graph is graph) != (value.dtype == half)]
     if not outside:
         return
-    cast = _cast(graph, value, _SINGLE if value.dtype == _HALF else _HALF)
+    cast = _cast(graph, value, _SINGLE if value.dtype == half else half)
     for node, place in outside:
         node.replace_input_with(place, cast)
 

@@ -12,12 +12,22 @@ import onnx
 
 from edgevlm.exporters.base import Artifact
 from edgevlm.exporters.tensorrt.versions import image_positions
-from edgevlm.runtimes.build_plan import CacheEntry, ComponentPlan, Dtype, ProfilePlan, Role, ShapeRange, TensorPlan
+from edgevlm.runtimes.build_plan import (
+    CacheEntry,
+    ComponentPlan,
+    ComputeType,
+    Dtype,
+    ProfilePlan,
+    Role,
+    ShapeRange,
+    TensorPlan,
+)
 from edgevlm.spec import ModelSpec
 
 _DTYPES: dict[int, Dtype] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
     onnx.TensorProto.INT64: "int64",
 }
 #: What a named axis is within a profile: smallest, usual, largest size.
@@ -34,7 +44,7 @@ def component(
     role: Role,
     artifacts: list[Artifact],
     *,
-    half: bool,
+    compute: ComputeType,
     profiles: dict[str, dict[str, Sizes]],
     in_place: bool = False,
     largest_matrix: int = 0,
@@ -46,7 +56,7 @@ def component(
         folder: of the bundle.
         role: of the component.
         artifacts: its graph, and its data behind it.
-        half: whether it computes in float16.
+        compute: the type that it computes in.
         profiles: by name, the sizes of named axes.
         in_place: whether the cache is to be updated where it lies.
         largest_matrix: elements of the largest weight, where it sets the workspace.
@@ -57,16 +67,15 @@ def component(
     inputs = tuple(_tensor(value) for value in graph.input)
     outputs = tuple(_tensor(value) for value in graph.output)
     past = [tensor.name for tensor in inputs if tensor.name.startswith("past_key_values.")]
-    workspace = (
-        max(_LEAST_WORKSPACE, 2 * (2 if half else 4) * largest_matrix) if role != "vision" else _VISION_WORKSPACE
-    )
+    size = 4 if compute == "float32" else 2
+    workspace = max(_LEAST_WORKSPACE, 2 * size * largest_matrix) if role != "vision" else _VISION_WORKSPACE
     return ComponentPlan.model_validate(
         {
             "role": role,
             "graph": graph_file.path,
             "data": (data_file.path, *shares),
             "precision": graph_file.precision,
-            "compute": "float16" if half else "float32",
+            "compute": compute,
             "inputs": inputs,
             "outputs": outputs,
             "profiles": tuple(_profile(name, sizes, inputs) for name, sizes in profiles.items()),

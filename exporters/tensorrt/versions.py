@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgevlm.errors import InputError
-from edgevlm.recipe import Precision, VisionPrecision
+from edgevlm.recipe import Precision, StoredPrecision, TensorRtDtype, VisionPrecision
+from edgevlm.runtimes.build_plan import ComputeType
 from edgevlm.runtimes.checks import DEFAULT_CONTEXT
 from edgevlm.spec import ModelSpec
 
@@ -21,27 +22,41 @@ _OLDEST, _FUSED_FROM = (10, 0), (10, 15)
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """A version `(major, minor)`, and positions of the key/value cache."""
+    """A version `(major, minor)`, positions of the key/value cache, and the type of what is not float32."""
 
     version: tuple[int, int]
     kv_length: int
+    dtype: TensorRtDtype = "fp16"
 
     @property
     def fused(self) -> bool:
         """Whether the version has an operator each for attention, rotation and the cache."""
         return self.version >= _FUSED_FROM
 
+    def compute(self, precision: VisionPrecision) -> ComputeType:
+        """What a graph with weights of that precision computes in."""
+        if precision == "fp32":
+            return "float32"
+        return "bfloat16" if self.dtype == "bf16" else "float16"
+
+    def stored(self, precision: VisionPrecision) -> StoredPrecision:
+        """How weights of that precision are stored: those of 16 bits have the type that is computed in."""
+        return self.dtype if precision == "fp16" else precision
+
     def __str__(self) -> str:
         return f"{self.version[0]}.{self.version[1]}"
 
 
-def tensorrt_options(version: str | None, context_length: int | None, spec: ModelSpec) -> TensorRtOptions:
+def tensorrt_options(
+    version: str | None, context_length: int | None, spec: ModelSpec, dtype: TensorRtDtype | None = None
+) -> TensorRtOptions:
     """What to write for.
 
     Args:
         version: such as `10.3` or `10.3.0`; None takes the newest that EdgeVLM knows.
         context_length: None takes what engines allocate when nobody says.
         spec: of the model.
+        dtype: of what is not float32; None takes fp16.
 
     Raises:
         InputError: the version is too old, or the model has fewer positions.
@@ -60,7 +75,7 @@ def tensorrt_options(version: str | None, context_length: int | None, spec: Mode
     if wanted <= image:
         what = f"an image takes {image} positions, and the context has {wanted}"
         raise InputError(what, "context_length", f"give {image + 1} or more, or prune image tokens")
-    return TensorRtOptions(major_minor, wanted)
+    return TensorRtOptions(major_minor, wanted, dtype or "fp16")
 
 
 def image_positions(spec: ModelSpec) -> int:

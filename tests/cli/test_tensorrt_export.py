@@ -20,11 +20,13 @@ def test_flags_reach_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(pipeline, "compile_recipe", stop)
     flags = ["--format", "tensorrt", "--tensorrt-version", "10.3", "--context-length", "1024"]
+    flags += ["--tensorrt-dtype", "bf16"]
     with pytest.raises(SystemExit) as left:
         main(["export", "model", "-o", str(tmp_path / "out"), *flags])
     assert left.value.code == 1
     (recipe,) = seen
     assert (recipe.format, recipe.tensorrt_version, recipe.context_length) == ("tensorrt", "10.3", 1024)
+    assert recipe.tensorrt_dtype == "bf16"
 
 
 @pytest.mark.parametrize(

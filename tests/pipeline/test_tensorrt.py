@@ -137,6 +137,23 @@ def test_int4_and_int8_in_half_precision(checkpoint: Path, tmp_path: Path) -> No
         assert {node.domain for node in model.graph.node} == {""}
 
 
+def test_bfloat16_throughout(checkpoint: Path, tmp_path: Path) -> None:
+    """INT4 with scales in bfloat16; files, plan and bundle say so, and what the verification did not see."""
+    wanted = recipe(checkpoint, tensorrt_version="10.3", tensorrt_dtype="bf16", precision="int4", verify=LENIENT)
+    bundle = pipeline.compile_recipe(wanted, tmp_path / "out", progress=silent)
+    assert any("rounds activations is not proved" in note for note in bundle.spec.notes)
+    plan = read_build_plan(bundle.path / PLAN)
+    assert {component.compute for component in plan.components} == {"bfloat16"}
+    vision, decoder = plan.component("vision"), plan.component("decoder")
+    assert vision is not None and decoder is not None
+    assert (vision.graph, vision.precision) == ("onnx/vision_encoder_bf16.onnx", "bf16")
+    caches = {tensor.dtype for tensor in decoder.inputs if tensor.name.startswith("past_key_values.")}
+    assert caches == {"bfloat16"}
+    for component in plan.components:
+        graph = onnx.load(str(bundle.path / component.graph), load_external_data=False).graph
+        assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in graph.initializer}
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -152,6 +169,9 @@ def test_int4_and_int8_in_half_precision(checkpoint: Path, tmp_path: Path) -> No
         ({"vision_precision": "int8"}, "stored for CPUs"),
         ({"vision_precision": "auto"}, "choose fp16 or w8a8"),
         ({"tensorrt_version": "8.6"}, "too old"),
+        ({"tensorrt_dtype": "bf16", "precision": "fp32"}, "says nothing where all is fp32"),
+        ({"format": "onnx", "context_length": None, "tensorrt_dtype": "bf16"}, "tensorrt_dtype belongs to format"),
+        ({"format": "gguf", "context_length": None, "tensorrt_dtype": "fp16"}, "tensorrt_dtype belongs to format"),
         ({"context_length": 10**6}, "cannot have a context"),
         ({"context_length": 4}, "an image takes 4 positions"),
         ({"target": "toaster"}, "no target 'toaster'"),

@@ -18,6 +18,7 @@ from edgevlm.exporters.tensorrt.schemes import tensorrt_scheme
 from edgevlm.models import VlmModel, load
 from edgevlm.recipe import Precision
 from edgevlm.runtimes.base import EngineOptions
+from edgevlm.runtimes.build_plan import ComputeType
 from edgevlm.runtimes.onnxruntime import OnnxRuntimeFusion
 
 LONGEST = 48
@@ -36,10 +37,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> VlmModel:
 def test_it_equals_the_module(model: VlmModel, kind: str, precision: Precision, least: float, tmp_path: Path) -> None:
     assert model.fusion is not None
     rows, hidden = model.spec.vision.image_tokens, model.spec.decoder.hidden_size
-    path, half = tmp_path / "fusion.onnx", precision != "fp32"
+    path = tmp_path / "fusion.onnx"
+    compute: ComputeType = "float32" if precision == "fp32" else "float16"
     with ExternalData(tmp_path / "fusion.onnx_data") as data:
         graph = Graph("fusion", data, opset=DIALECTS[kind].opset, contrib=False)
-        dialect = DIALECTS[kind](graph, model.fusion, rows, LONGEST, half=half)
+        dialect = DIALECTS[kind](graph, model.fusion, rows, LONGEST, compute=compute)
         build_fusion(DecoderBuilder(model.fusion, dialect, precision, scheme=tensorrt_scheme))
     graph.save(path)
     onnx.checker.check_model(str(path), full_check=True)

@@ -21,6 +21,7 @@ from edgevlm.models.decoder import Decoder
 from edgevlm.quant.schemes import store
 from edgevlm.quant.tensor import QuantizedTensor, QuantScheme
 from edgevlm.recipe import Precision
+from edgevlm.runtimes.build_plan import ComputeType
 from edgevlm.spec import DecoderSpec
 
 #: All kinds of decoder; the widths of Llama's MLP here are whole blocks of 16.
@@ -31,6 +32,8 @@ SPECS = {
 }
 families = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 dialects = pytest.mark.parametrize("kind", DIALECTS)
+#: Precisions that are no codes, and what they compute in.
+FLOATS: tuple[tuple[Precision, ComputeType], ...] = (("fp32", "float32"), ("fp16", "float16"))
 #: A prompt, single tokens, and a second turn of several positions.
 STEPS = (9, 1, 1, 5, 1)
 
@@ -86,7 +89,7 @@ def test_quantized_logits_equal_torch_on_the_same_grid(
 def test_half_precision_rounds_and_no_more(spec: DecoderSpec, kind: str, tmp_path: Path) -> None:
     """Logits are about 1 in size; the cache, the products and the sums are float16."""
     decoder = make_decoder(spec)
-    path = write_standard(decoder, tmp_path, kind, "fp16", half=True)
+    path = write_standard(decoder, tmp_path, kind, "fp16", compute="float16")
     assert largest_error(decoder, StaticCache(path, spec)) < 1e-2
     onnx.checker.check_model(str(path), full_check=True)
 
@@ -116,11 +119,11 @@ def test_greedy_tokens_are_those_of_the_ort_dialect(name: str, tmp_path: Path) -
     expected = tokens(GrowingCache(write_decoder(decoder, ort, "fp32"), spec))
     assert len(set(expected)) > 3, "this decoder says nothing"
     for kind in DIALECTS:
-        for half in (False, True):
-            folder = tmp_path / f"{kind}-{half}"
+        for precision, compute in FLOATS:
+            folder = tmp_path / f"{kind}-{precision}"
             folder.mkdir()
-            path = write_standard(decoder, folder, kind, "fp16" if half else "fp32", half=half)
-            assert tokens(StaticCache(path, spec)) == expected, (kind, half)
+            path = write_standard(decoder, folder, kind, precision, compute=compute)
+            assert tokens(StaticCache(path, spec)) == expected, (kind, precision)
 
 
 @pytest.mark.parametrize(("name", "ask"), [("qwen2", True), ("tinygptv", True), ("qk_rms", False), ("mrope", False)])
@@ -128,7 +131,7 @@ def test_greedy_tokens_are_those_of_the_ort_dialect(name: str, tmp_path: Path) -
 def test_graphs_hold_what_their_version_reads(name: str, ask: bool, kind: str, tmp_path: Path) -> None:
     """No contrib operators, no zero points, and nothing that the table of this TensorRT, or RTX's parser, refuses."""
     spec = SPECS[name]
-    path = write_standard(make_decoder(spec), tmp_path, kind, "int4", half=True)
+    path = write_standard(make_decoder(spec), tmp_path, kind, "int4", compute="float16")
     for file in (path, tmp_path / "embed.onnx"):
         model = onnx.load(str(file), load_external_data=False)
         assert [entry.domain for entry in model.opset_import] == [""]
@@ -141,7 +144,7 @@ def test_graphs_hold_what_their_version_reads(name: str, ask: bool, kind: str, t
 
 def test_older_versions_do_not_read_the_fused_operators(tmp_path: Path) -> None:
     """Why there are two ways to write a decoder; and that the lint above can fail."""
-    path = write_standard(make_decoder(QWEN2), tmp_path, "fused", "fp16", half=True)
+    path = write_standard(make_decoder(QWEN2), tmp_path, "fused", "fp16", compute="float16")
     refused = {finding.op for finding in lint_graph(path, Toolkit("tensorrt", (10, 3), (8, 7)), ask=False)}
     assert {"Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"} <= refused
 
@@ -149,7 +152,7 @@ def test_older_versions_do_not_read_the_fused_operators(tmp_path: Path) -> None:
 @dialects
 @pytest.mark.parametrize("precision", ["fp16", "int4"])
 def test_a_tied_table_is_written_once(kind: str, precision: Precision, tmp_path: Path) -> None:
-    path = write_standard(make_decoder(QWEN2), tmp_path, kind, precision, half=True)
+    path = write_standard(make_decoder(QWEN2), tmp_path, kind, precision, compute="float16")
     files = {
         item.value
         for tensor in onnx.load(str(path), load_external_data=False).graph.initializer
@@ -186,7 +189,7 @@ def test_codes_that_tensorrt_does_not_read_are_refused(
         scheme,
     )
     with ExternalData(tmp_path / "data") as data:
-        dialect = FusedDialect(Graph("decoder", data, opset=24, contrib=False), QWEN2, KV_LENGTH, half=True)
+        dialect = FusedDialect(Graph("decoder", data, opset=24, contrib=False), QWEN2, KV_LENGTH, compute="float16")
         with pytest.raises(UnsupportedError, match=said):
             dialect.linear("x", tensor, None, "layers.0.mlp.up_proj")
 

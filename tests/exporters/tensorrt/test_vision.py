@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -20,17 +19,21 @@ from edgevlm.exporters.tensorrt.vision import export_vision
 from edgevlm.models.taps import Taps, TokenReducer
 from edgevlm.models.vlm import VisionModel
 from edgevlm.quant.vision import StaticPlan
-from edgevlm.runtimes.ort_session import HALF_TROUBLES
+from edgevlm.runtimes.build_plan import ComputeType
+from edgevlm.runtimes.device import Device
+from edgevlm.runtimes.ort_session import open_session
 from edgevlm.spec import VisionSpec
 
 IMAGES, KEEP = 8, 9
 TOOLKITS = (Toolkit("tensorrt", (10, 3), (8, 7)), Toolkit("rtx", (1, 7), (8, 6)))
 
 
-def exported(vision: VisionModel, size: int, folder: Path, static: StaticPlan | None = None) -> Path:
+def exported(
+    vision: VisionModel, size: int, folder: Path, static: StaticPlan | None = None, compute: ComputeType = "float16"
+) -> Path:
     path = folder / "half.onnx"
     with ExternalData(folder / "half.onnx_data") as data:
-        assert export_vision(vision, size, half=True, static=static, path=path, data=data) > 0
+        assert export_vision(vision, size, compute=compute, static=static, path=path, data=data) > 0
     return path
 
 
@@ -48,10 +51,8 @@ class Together(TokenReducer):
         return torch.cat([each(x, taps) for each in self.reducers], dim=1)
 
 
-def by_onnxruntime(path: Path, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    found = onnxruntime.InferenceSession(
-        str(path), providers=["CPUExecutionProvider"], disabled_optimizers=list(HALF_TROUBLES)
-    )
+def by_onnxruntime(path: Path, pixels: NDArray[np.float32], compute: ComputeType = "float16") -> NDArray[np.float32]:
+    found = open_session(path, 1, {}, Device("cpu"), compute=compute)
     return np.asarray(found.run(None, {"pixel_values": pixels})[0])
 
 

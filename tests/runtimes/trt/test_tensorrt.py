@@ -203,7 +203,7 @@ def _fusion_bundle(scratch: Path) -> Bundle:
     ]
     with ExternalData(folder / files[1].path) as data:
         graph = Graph("fusion", data, opset=FusedFusionDialect.opset, contrib=False)
-        dialect = FusedFusionDialect(graph, model.fusion, model.spec.vision.image_tokens, 48, half=False)
+        dialect = FusedFusionDialect(graph, model.fusion, model.spec.vision.image_tokens, 48, compute="float32")
         build_fusion(DecoderBuilder(model.fusion, dialect, "fp32", scheme=tensorrt_scheme))
     graph.save(folder / files[0].path)
     profiles = {"prompt": {"text_length": (1, 8, 48)}}
@@ -212,7 +212,7 @@ def _fusion_bundle(scratch: Path) -> Bundle:
         tensorrt="10.16",
         attention="fused",
         kv_length=48,
-        components=(plan_component(folder, "fusion", files, half=False, profiles=profiles),),
+        components=(plan_component(folder, "fusion", files, compute="float32", profiles=profiles),),
     )
     write_build_plan(folder, plan)
     name_files(folder, model, [*files, Artifact(PLAN, "config", "json")])
