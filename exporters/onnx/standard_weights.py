@@ -102,7 +102,13 @@ def _symmetric(stored: QuantizedTensor, name: str) -> tuple[NDArray[np.int8], ND
         what = f"TensorRT reads whole groups, and {scheme.group_size} does not divide {columns} inputs"
         raise UnsupportedError(what, name, "choose another group size")
     codes = (stored.codes.astype(np.int16) - (1 << (scheme.bits - 1))).astype(np.int8)
-    return codes, stored.scales[:, 0] if scheme.bits == 8 else stored.scales
+    return _positive(codes, stored.scales[:, 0]) if scheme.bits == 8 else (codes, stored.scales)
+
+
+def _positive(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """INT8 with scales above 0, which TensorRT demands: negative ones are mirrored, where 128 becomes 127."""
+    mirrored = np.where(scales[:, None] < 0, -codes.astype(np.int16), codes)
+    return mirrored.clip(max=127).astype(np.int8), np.where(scales == 0, np.float32(1), np.abs(scales))
 
 
 _HINT = "quantize with symmetric true"

@@ -63,6 +63,7 @@ def twin(decoder: Decoder, precision: Precision) -> Decoder:
         scheme = bfloat16_scheme(name, "linear", parameter.shape[-1], precision)
         stored = store(parameter, scheme) if parameter.ndim == 2 else None
         if isinstance(stored, QuantizedTensor):
+            assert stored.scheme.bits == 4
             codes = torch.from_numpy(stored.codes.astype(np.float32)) - (1 << (stored.scheme.bits - 1))
             scales = rounded(torch.from_numpy(stored.scales)).repeat_interleave(stored.scheme.group_size, dim=1)
             parameter.copy_(codes * scales[:, : codes.shape[1]])
@@ -99,6 +100,16 @@ def test_decoder_logits_are_those_of_bfloat16_weights(kind: str, precision: Prec
         errors.append(float(np.abs(run(embeddings) - logits[0, -1].numpy()).max()))
         start += length
     assert max(errors) < 1e-3
+
+
+@dialects
+def test_int8_scales_are_positive(kind: str, tmp_path: Path) -> None:
+    """The parser refuses others, whatever their type."""
+    path = write_standard(make_decoder(QWEN2), tmp_path, kind, "int8", compute="bfloat16")
+    scales = [each for each in onnx.load(str(path)).graph.initializer if each.name.endswith(".scales")]
+    assert scales
+    assert all((onnx.numpy_helper.to_array(each) > 0).all() for each in scales)
+    assert not refusals(path, kind) + refusals(tmp_path / "embed.onnx", kind)
 
 
 def test_embedding_rows_are_those_of_the_table(tmp_path: Path) -> None:

@@ -61,7 +61,11 @@ def on_grid(decoder: Decoder, precision: Precision) -> Decoder:
         if parameter.ndim == 2:
             stored = store(parameter, tensorrt_scheme(name, "linear", parameter.shape[1], precision))
             assert isinstance(stored, QuantizedTensor)
-            parameter.copy_(torch.from_numpy(stored.dequantize()))
+            values = stored.dequantize()
+            if precision == "int8":
+                # TensorRT takes no negative scale, and a mirrored one has no 128.
+                values = np.minimum(values, 127 * np.abs(stored.scales))
+            parameter.copy_(torch.from_numpy(values))
     return twin
 
 
