@@ -232,9 +232,11 @@ def torch_vision(send: Send, work: Json, checkpoint: str, dtype: str) -> Json:
     """Our torch module of the vision side in eager mode, as a stand-in for transformers', which needs timm."""
     import torch
 
-    from edgevlm.models import load
+    from edgevlm.models import describe, load
 
     send(os.getpid())
+    # What reads the family's spec also imports its modules.
+    describe(Path(checkpoint))
     does, kind = Work.model_validate(work), getattr(torch, dtype)
     torch.set_num_threads(does.threads)
     start = time.perf_counter()
