@@ -71,6 +71,18 @@ def _is_float_code(node: Node) -> bool:
     return any(kind in (*_FLOAT8, TensorProto.FLOAT4E2M1) for kind in node.types[_ZERO_POINT:])
 
 
+def int8_scales(node: Node) -> bool:
+    """INT8 with a constant scale that is not above 0; INT4 has its scales in blocks."""
+    value = node.constant(1) if node.op in _LINEAR and _blocks(node) == 0 else None
+    return value is not None and bool(np.any(value.astype(np.float32) <= 0))
+
+
+def block_scales(node: Node) -> bool:
+    """Blocks with a constant scale that is not above 0."""
+    value = node.constant(1) if node.op in _LINEAR and _blocks(node) > 0 else None
+    return value is not None and bool(np.any(value.astype(np.float32) <= 0))
+
+
 def int8_blocks(node: Node) -> bool:
     """INT8 with a scale for each block."""
     return node.op in _LINEAR and _blocks(node) > 0 and TensorProto.INT8 in (node.types[0], *node.types[_ZERO_POINT:])
@@ -196,7 +208,7 @@ PATTERNS: dict[str, Callable[[Node], bool]] = {
     pattern.__name__: pattern
     for pattern in (
         *(shifted_zero_point, computed_zero_point, unsigned_codes, unsigned_weights, int4_activations),
-        *(activations_per_channel, int8_blocks, block_axis),
+        *(activations_per_channel, int8_scales, block_scales, int8_blocks, block_axis),
         *(attention_with_cache, attention_lengths, attention_softcap, attention_flat_heads, scatter_axis),
         *(long_top_k, unsorted_top_k, computed_top_k, scatter_reduction, reduced_axes),
         *(more_norm_outputs, pool_indices, antialiased_resize, einsum_ellipsis),

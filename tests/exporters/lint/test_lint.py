@@ -73,11 +73,11 @@ def _int4_weight(path: Path, kind: int = TensorProto.INT4, zero: int | None = No
     return _model(path, nodes, {"x": (F16, (1, 64))}, {"y": F16}, constants)
 
 
-def _activation(path: Path, kind: int, zero: int) -> Path:
+def _activation(path: Path, kind: int, zero: int, scale: float = 0.1) -> Path:
     """x `[4, 64]` rounded to 8 bits and back, times a matrix."""
     numpy_type = np.uint8 if kind == TensorProto.UINT8 else np.int8
     constants = {
-        "scale": np.array(0.1, np.float32),
+        "scale": np.array(scale, np.float32),
         "zero": np.array(zero, numpy_type),
         "weight": np.ones((64, 16), np.float32),
     }
@@ -219,6 +219,7 @@ _OBSERVED = {
     "uint4": lambda path: _int4_weight(path, TensorProto.UINT4),
     "int8": lambda path: _activation(path, TensorProto.INT8, 0),
     "int8-zero": lambda path: _activation(path, TensorProto.INT8, 3),
+    "int8-negative": lambda path: _activation(path, TensorProto.INT8, 0, -0.1),
     "uint8": lambda path: _activation(path, TensorProto.UINT8, 128),
     "attention": _attention,
     "attention-cache": lambda path: _attention(path, cache=True),
@@ -228,7 +229,17 @@ _OBSERVED = {
     "swish": lambda path: _one(path, "Swish", {"x": (F16, (1, 64))}),
     "quick-gelu": lambda path: _one(path, "QuickGelu", {"x": (F16, (1, 64))}, "com.microsoft"),
 }
-_REFUSED = {"int4-zero", "uint4", "int8-zero", "uint8", "attention-cache", "non-zero", "unique", "quick-gelu"}
+_REFUSED = {
+    "int4-zero",
+    "uint4",
+    "int8-zero",
+    "int8-negative",
+    "uint8",
+    "attention-cache",
+    "non-zero",
+    "unique",
+    "quick-gelu",
+}
 
 
 @needs_parser

@@ -61,11 +61,10 @@ def on_grid(decoder: Decoder, precision: Precision) -> Decoder:
         if parameter.ndim == 2:
             stored = store(parameter, tensorrt_scheme(name, "linear", parameter.shape[1], precision))
             assert isinstance(stored, QuantizedTensor)
-            values = stored.dequantize()
-            if precision == "int8":
-                # TensorRT takes no negative scale, and a mirrored one has no 128.
-                values = np.minimum(values, 127 * np.abs(stored.scales))
-            parameter.copy_(torch.from_numpy(values))
+            # TensorRT takes no negative scale, and a mirrored one has no 128, or 8.
+            largest = ((1 << (stored.scheme.bits - 1)) - 1) * np.abs(stored.scales)
+            limits = np.repeat(largest, stored.scheme.group_size, axis=1)[:, : parameter.shape[1]]
+            parameter.copy_(torch.from_numpy(np.minimum(stored.dequantize(), limits)))
     return twin
 
 
