@@ -125,7 +125,7 @@ def serve(send: Send) -> None:
             send(_look(nvml, handles))
             pause.wait(_INTERVAL_S)
     except nvml.NVMLError as error:
-        raise EdgeVLMError(f"NVML: {error}", "the GPU's memory", "") from error
+        raise EdgeVLMError(f"NVML: {error}", "the GPU's memory", "run `edgevlm doctor`") from error
 
 
 def _look(nvml: Any, handles: list[Any]) -> Json:

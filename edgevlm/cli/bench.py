@@ -175,7 +175,8 @@ def command(
             "the reasons stand in the report",
         )
     if gate is not None and (problems := broken(report)):
-        raise EdgeVLMError(f"the gate {gate} does not hold: {'; '.join(problems)}", str(out / "report.html"), "")
+        what, hint = f"the gate {gate} does not hold: {'; '.join(problems)}", "compress less, or allow a larger drop"
+        raise EdgeVLMError(what, str(out / "report.html"), hint)
 
 
 def _forecaster(target: str) -> Callable[[Report, Sequence[Bundle]], Report]:

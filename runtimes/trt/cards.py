@@ -115,7 +115,8 @@ def source_hashes(bundle: Bundle, component: ComponentPlan) -> dict[str, str]:
     known = {entry.path: entry.sha256 for entry in bundle.manifest.artifacts}
     missing = [path for path in (component.graph, *component.data) if path not in known]
     if missing:
-        raise BundleError(f"the build plan names {missing[0]!r:.80}, which the bundle lacks", str(bundle.path))
+        what = f"the build plan names {missing[0]!r:.80}, which the bundle lacks"
+        raise BundleError(what, str(bundle.path), "export it again")
     return {path: known[path] for path in (component.graph, *component.data)}
 
 
