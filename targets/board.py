@@ -80,8 +80,11 @@ def find_gpus() -> list[Gpu]:
     """Cards that NVML sees; none without nvidia-ml-py or a driver."""
     try:
         nvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return []
+    try:
         nvml.nvmlInit()
-    except Exception:
+    except nvml.NVMLError:
         return []
     found = []
     try:

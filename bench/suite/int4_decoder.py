@@ -23,9 +23,5 @@ def write_int4(decoder: Decoder, folder: Path) -> None:
         embedding, graph = Graph("embed", embed_data), Graph("decoder", data)
         build_embedding(embedding, stored, image_token_id=0)
         embedding.save(folder / "embed")
-        builder = DecoderBuilder(decoder, OrtDialect(graph, decoder.spec), "int4")
-        x, normed = builder.begin()
-        for index in range(decoder.spec.num_hidden_layers):
-            x, normed = builder.layer(index, x, normed)
-        builder.head(normed, stored)
+        DecoderBuilder(decoder, OrtDialect(graph, decoder.spec), "int4").build(stored)
         graph.save(folder / "decoder")

@@ -54,6 +54,14 @@ class DecoderBuilder:
         #: Queries, keys and values of the layer at hand, before the rotation, side by side in one or apart.
         self._projections: tuple[str, ...] = ()
 
+    def build(self, table: StoredTable, done: Callable[[int], None] = lambda _index: None) -> None:
+        """The whole graph of a decoder; `done` is called with the index of each layer that is in it."""
+        x, normed = self.begin()
+        for index in range(len(self.layers)):
+            x, normed = self.layer(index, x, normed)
+            done(index)
+        self.head(normed, table)
+
     def begin(self) -> tuple[str, str]:
         """Inputs and the first norm; returns the residual stream and its normalised form."""
         x = self.dialect.inputs()

@@ -182,12 +182,7 @@ def _export_decoder(
         builder = DecoderBuilder(
             decoder, OrtDialect(graph, decoder.spec, cache=model.cache_scales), precision, model.quantized
         )
-        x, normed = builder.begin()
-        for index, layer in enumerate(decoder.layers):
-            x, normed = builder.layer(index, x, normed)
-            release(layer)
-            steps.after(f"decoder layer {index + 1} of {len(decoder.layers)}", weights_of(layer))
-        builder.head(normed, table)
+        builder.build(table, steps.layers_of(decoder))
     graph.save(folder / layout.graph_file(layout.DECODER, precision))
     release(decoder)
     steps.after("decoder head", steps.total - steps.done)

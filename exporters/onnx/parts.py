@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from torch import nn
@@ -14,6 +14,7 @@ from edgevlm.exporters.base import Artifact, Progress, Role
 from edgevlm.exporters.onnx import layout
 from edgevlm.exporters.onnx.external import ExternalData
 from edgevlm.exporters.onnx.text import export_text
+from edgevlm.models.decoder import Decoder
 from edgevlm.models.footprint import release
 from edgevlm.models.text_side import TextSide
 from edgevlm.models.vlm import VlmModel
@@ -45,6 +46,16 @@ class Steps:
         """Say that it was written."""
         self.done += weights
         self._progress(self.done, self.total, what)
+
+    def layers_of(self, decoder: Decoder) -> Callable[[int], None]:
+        """What to call behind each layer with its index: its memory is given back, too."""
+
+        def written(index: int) -> None:
+            layer = decoder.layers[index]
+            release(layer)
+            self.after(f"decoder layer {index + 1} of {len(decoder.layers)}", weights_of(layer))
+
+        return written
 
 
 def weights_of(module: nn.Module) -> int:

@@ -156,12 +156,7 @@ def _export_decoder(
         graph = Graph(layout.DECODER, data, opset=kind.opset, contrib=False)
         dialect = kind(graph, spec, options.kv_length, compute=compute)
         builder = DecoderBuilder(decoder, dialect, precision, model.quantized, SCHEMES[compute])
-        x, normed = builder.begin()
-        for index, layer in enumerate(decoder.layers):
-            x, normed = builder.layer(index, x, normed)
-            release(layer)
-            steps.after(f"decoder layer {index + 1} of {len(decoder.layers)}", weights_of(layer))
-        builder.head(normed, table)
+        builder.build(table, steps.layers_of(decoder))
     graph.save(folder / layout.graph_file(layout.DECODER, stored))
     release(decoder)
     steps.after("decoder head", steps.total - steps.done)
