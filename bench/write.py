@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 
 from edgevlm.atomic import write_text
-from edgevlm.bench import render_study, render_study_markdown
 from edgevlm.bench.kept import KEPT
 from edgevlm.bench.predictions import PREDICTIONS
-from edgevlm.bench.render_html import render_html
-from edgevlm.bench.render_markdown import render_markdown
+from edgevlm.bench.render import study, study_markdown
+from edgevlm.bench.render.report_html import render_html
+from edgevlm.bench.render.report_markdown import render_markdown
 from edgevlm.bench.report import Report
 from edgevlm.errors import InputError
 
@@ -47,7 +47,7 @@ def write_report(report: Report, out: Path) -> None:
         write_text(out / "report.md", render_markdown(report))
         write_text(out / "report.html", render_html(report))
         return
-    write_text(out / "report.md", render_study_markdown.render_markdown(report))
-    write_text(out / "report.html", render_study.render_html(report))
-    write_text(out / "tokens.svg", render_study.picture(report, "tokens"))
-    write_text(out / "ttft.svg", render_study.picture(report, "ttft"))
+    write_text(out / "report.md", study_markdown.render_markdown(report))
+    write_text(out / "report.html", study.render_html(report))
+    write_text(out / "tokens.svg", study.picture(report, "tokens"))
+    write_text(out / "ttft.svg", study.picture(report, "ttft"))

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from edgevlm.atomic import write_text
-from edgevlm.bench.axes import Axis
-from edgevlm.bench.render_study import standalone
-from edgevlm.bench.svg import Canvas
+from edgevlm.bench.render.axes import Axis
+from edgevlm.bench.render.study import standalone
+from edgevlm.bench.render.svg import Canvas
 
 ALGORITHMS = {"rtn": "s1", "hqq": "s4", "awq": "s5", "gptq": "s2", "awq-gptq": "s3"}
 NAMES = {"rtn": "RTN", "hqq": "HQQ", "awq": "AWQ", "gptq": "GPTQ", "awq-gptq": "GPTQ after AWQ"}

@@ -10,10 +10,10 @@ from statistics import median
 
 from pydantic import BaseModel, ConfigDict
 
-from edgevlm.bench import markdown
+from edgevlm.bench.render import markdown
+from edgevlm.bench.render.table import Cell, Table
 from edgevlm.bench.report import Environment
 from edgevlm.bench.suite.peer_runs import ENOUGH_S, Measured, Work
-from edgevlm.bench.table import Cell, Table
 
 NONE = "n/a"
 

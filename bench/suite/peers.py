@@ -20,13 +20,13 @@ from pathlib import Path
 from edgevlm.atomic import write_text
 from edgevlm.bench.environment import environment, now
 from edgevlm.bench.memory import TreeWatch
+from edgevlm.bench.render.table import Table
 from edgevlm.bench.suite import genai
 from edgevlm.bench.suite.full_size import export
 from edgevlm.bench.suite.llama_loop import compile_loop
 from edgevlm.bench.suite.machine_class import this_class
 from edgevlm.bench.suite.peer_report import PeerReport, Result, figures, ratios, render
 from edgevlm.bench.suite.peer_runs import Measured, Work
-from edgevlm.bench.table import Table
 from edgevlm.bundle import Bundle, open_bundle
 from edgevlm.child import Json, run_child
 from edgevlm.errors import EdgeVLMError

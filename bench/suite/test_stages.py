@@ -19,8 +19,8 @@ import pytest
 import edgevlm
 from edgevlm.bench.images import photo_like
 from edgevlm.bench.reading import read_report
-from edgevlm.bench.render_html import render_html
-from edgevlm.bench.render_markdown import render_markdown
+from edgevlm.bench.render.report_html import render_html
+from edgevlm.bench.render.report_markdown import render_markdown
 from edgevlm.bench.report import Report
 from edgevlm.bench.suite.decoder_rounds import prompt
 from edgevlm.bench.suite.full_size import export

@@ -109,7 +109,7 @@ def command(
     asks as an app does, the next question after the last answer; offline is a batch job, which has all images at once.
     """
     from edgevlm.bench.gate import broken, drop_of
-    from edgevlm.bench.render_console import print_report
+    from edgevlm.bench.render.console import print_report
     from edgevlm.bench.report import Settings
     from edgevlm.bench.sweep import sweep
     from edgevlm.bench.write import claim, forget, write_report

@@ -43,7 +43,7 @@ def command(old: Path, new: Path, tolerance: float, margin: float, out: Path | N
     """
     from edgevlm.bench.compare import compare
     from edgevlm.bench.reading import read_report
-    from edgevlm.bench.render_comparison import print_comparison, write_comparison
+    from edgevlm.bench.render.comparison import print_comparison, write_comparison
     from edgevlm.bench.write import claim
 
     compared = compare(read_report(old), read_report(new), tolerance=tolerance, margin=margin / 100)

@@ -82,9 +82,9 @@ def compare(
     """
     from edgevlm.bench import format as show
     from edgevlm.bench.accuracy.rescoring import compare_runs, read_predictions
-    from edgevlm.bench.accuracy_table import paired_facts
-    from edgevlm.bench.findings import judgement
     from edgevlm.bench.gate import drop_of
+    from edgevlm.bench.render.accuracy_table import paired_facts
+    from edgevlm.bench.render.findings import judgement
 
     if gate is not None:
         margin = drop_of(gate)

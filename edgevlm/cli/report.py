@@ -23,7 +23,7 @@ def merge(reports: tuple[Path, ...], out: Path, names: tuple[str, ...]) -> None:
     """Join REPORTS, report.json files or the folders that hold them, into one page with all devices."""
     from edgevlm.bench.fleet import merge as join
     from edgevlm.bench.reading import read_report
-    from edgevlm.bench.render_fleet import print_fleet, write_fleet
+    from edgevlm.bench.render.fleet import print_fleet, write_fleet
     from edgevlm.bench.write import claim
 
     fleet = join([read_report(path) for path in reports], names)

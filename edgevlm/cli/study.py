@@ -118,7 +118,7 @@ def prune(
     bench` and compared with the unpruned bundle on the same items. A method that cannot be used on MODEL becomes a row
     with the reason. A study that was stopped goes on when it is started again.
     """
-    from edgevlm.bench.render_study import print_study
+    from edgevlm.bench.render.study import print_study
     from edgevlm.bench.report import Settings
     from edgevlm.bench.study.plan import parse_methods, parse_percents
     from edgevlm.bench.study.run import Request, study_pruning

@@ -11,12 +11,12 @@ from made_reports import MACHINE, accuracy, report, row, save, scored
 
 from edgevlm.bench.compare import compare, judge
 from edgevlm.bench.comparison import Change, Comparison, comparison_schema
-from edgevlm.bench.comparison_chart import forest
 from edgevlm.bench.matching import identity, match
 from edgevlm.bench.metered import Energy, Joules, Meter
 from edgevlm.bench.pairs import Interval
 from edgevlm.bench.reading import read_report
-from edgevlm.bench.render_comparison import render_html, render_markdown
+from edgevlm.bench.render.comparison import render_html, render_markdown
+from edgevlm.bench.render.comparison_chart import forest
 from edgevlm.bench.report import Engine, Report, Row, Throughput
 from edgevlm.bench.stats import summarise
 from edgevlm.cli import main

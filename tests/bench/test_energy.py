@@ -12,15 +12,15 @@ from jsonschema import Draft202012Validator
 from sensor_trees import alone, orin_nano, write
 
 from edgevlm.bench.energy import Metering
-from edgevlm.bench.energy_table import energy, heat
 from edgevlm.bench.measured import Measured
-from edgevlm.bench.render_console import print_report
-from edgevlm.bench.render_html import render_html
-from edgevlm.bench.render_markdown import render_markdown
+from edgevlm.bench.render.console import print_report
+from edgevlm.bench.render.energy_table import energy, heat
+from edgevlm.bench.render.report_html import render_html
+from edgevlm.bench.render.report_markdown import render_markdown
+from edgevlm.bench.render.reproduce import facts
+from edgevlm.bench.render.timeline import timeline
 from edgevlm.bench.report import Report, Row, Sample, report_schema
-from edgevlm.bench.reproduce import facts
 from edgevlm.bench.sweep import sweep
-from edgevlm.bench.timeline import timeline
 from edgevlm.targets.sensors.base import About, Reading
 from edgevlm.targets.sensors.find import Found
 from edgevlm.targets.sensors.log import SensorLog, Track

@@ -11,9 +11,9 @@ from made_reports import MACHINE, report, row, save
 from referencing import Registry, Resource
 
 from edgevlm.bench.fleet import Fleet, fleet_schema, merge, side_by_side
-from edgevlm.bench.fleet_chart import decode_bars
 from edgevlm.bench.reading import read_report
-from edgevlm.bench.render_fleet import overview, render_html, render_markdown
+from edgevlm.bench.render.fleet import overview, render_html, render_markdown
+from edgevlm.bench.render.fleet_chart import decode_bars
 from edgevlm.bench.report import SCHEMA_ID, Environment, report_schema
 from edgevlm.cli import main
 from edgevlm.errors import InputError

@@ -6,9 +6,9 @@ import pytest
 from bench_bundles import hollow_bundle
 from made_reports import report, row
 
-from edgevlm.bench.forecast_table import forecasts
-from edgevlm.bench.render_html import render_html
-from edgevlm.bench.render_markdown import render_markdown
+from edgevlm.bench.render.forecast_table import forecasts
+from edgevlm.bench.render.report_html import render_html
+from edgevlm.bench.render.report_markdown import render_markdown
 from edgevlm.bench.report import Forecast
 from edgevlm.bundle import Bundle
 from edgevlm.cli import main

@@ -12,8 +12,8 @@ from edgevlm.bench.gate import broken
 from edgevlm.bench.kept import KEPT
 from edgevlm.bench.matrix import cells
 from edgevlm.bench.plan import plan
+from edgevlm.bench.render.reproduce import setting
 from edgevlm.bench.report import Report
-from edgevlm.bench.reproduce import setting
 from edgevlm.bench.sweep import sweep
 from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError

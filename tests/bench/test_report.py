@@ -12,15 +12,15 @@ import pytest
 from html_page import HOSTILE, Page
 from jsonschema import Draft202012Validator
 
-from edgevlm.bench.charts import share_bar, ttft_bars
 from edgevlm.bench.definitions import DEFINITIONS
 from edgevlm.bench.pairs import wilson
 from edgevlm.bench.reference import reference
-from edgevlm.bench.render_console import print_report
-from edgevlm.bench.render_html import render_html
-from edgevlm.bench.render_markdown import render_markdown
+from edgevlm.bench.render.charts import share_bar, ttft_bars
+from edgevlm.bench.render.console import print_report
+from edgevlm.bench.render.report_html import render_html
+from edgevlm.bench.render.report_markdown import render_markdown
+from edgevlm.bench.render.scatter import accuracy_scatter
 from edgevlm.bench.report import Latency, Paired, Report, report_schema
-from edgevlm.bench.scatter import accuracy_scatter
 from edgevlm.bench.write import write_report
 
 ROOT = Path(__file__).parent.parent.parent

@@ -18,11 +18,11 @@ from edgevlm.bench.accuracy.scoring import compare
 from edgevlm.bench.job import Job
 from edgevlm.bench.measured import Measured, run_worker
 from edgevlm.bench.predictions import read_jsonl
+from edgevlm.bench.render.study_findings import study_findings
 from edgevlm.bench.report import Report, Row
 from edgevlm.bench.study import run, shelf, timing
 from edgevlm.bench.study.run import export_command, layer_tokens
 from edgevlm.bench.study.state import STATE
-from edgevlm.bench.study_findings import study_findings
 from edgevlm.errors import EdgeVLMError, EngineError, InputError
 from edgevlm.recipe import CalibrationData, Recipe
 from edgevlm.spec import DropStage, TokenDropSpec

@@ -11,12 +11,12 @@ import transformers
 from made_reports import MACHINE
 from tiny import tiny_bundle, tiny_model
 
+from edgevlm.bench.render.table import Table
 from edgevlm.bench.suite import genai, peer_runs
 from edgevlm.bench.suite.decoder_rounds import prompt
 from edgevlm.bench.suite.peer_report import PeerReport, Result, figures, ratios, render
 from edgevlm.bench.suite.peer_runs import Measured, Work
 from edgevlm.bench.suite.peers import Peer, joined, measure
-from edgevlm.bench.table import Table
 from edgevlm.child import Json
 from edgevlm.errors import InputError
 from edgevlm.models import load

@@ -19,8 +19,8 @@ from edgevlm.bench.gate import broken, drop_of
 from edgevlm.bench.job import Answered, Missed, Prediction
 from edgevlm.bench.journal import Journal, read_journal
 from edgevlm.bench.opened import FIRST_TOKENS, likeliest
-from edgevlm.bench.render_html import render_html
-from edgevlm.bench.render_markdown import render_markdown
+from edgevlm.bench.render.report_html import render_html
+from edgevlm.bench.render.report_markdown import render_markdown
 from edgevlm.bench.report import Accuracy, Report, SkippedItem
 from edgevlm.bench.sweep import sweep
 from edgevlm.cli import main
