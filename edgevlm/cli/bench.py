@@ -112,7 +112,8 @@ def command(
     from edgevlm.bench.render.console import print_report
     from edgevlm.bench.report import Settings
     from edgevlm.bench.sweep import sweep
-    from edgevlm.bench.write import claim, forget, write_report
+    from edgevlm.bench.write import claim, forget
+    from edgevlm.cli.ending import finish
     from edgevlm.targets.sensors.log import SensorLog
 
     width, height = size(image_size)
@@ -159,21 +160,7 @@ def command(
         report = sweep(opened, settings, out, baseline=baseline, progress=progress, sensors=sensors)
     if add_forecasts is not None:
         report = add_forecasts(report, opened)
-    write_report(report, out)
-    if as_json:
-        click.echo(report.model_dump_json(indent=1))
-    else:
-        print_report(report, sys.stdout)
-        click.echo(f"Report: {out / 'report.html'}")
-    if report.interrupted:
-        raise KeyboardInterrupt
-    failed = [row.name for row in report.rows if row.status == "failed"]
-    if failed:
-        raise EdgeVLMError(
-            f"{len(failed)} of {len(report.rows)} could not be measured: {', '.join(failed)}",
-            str(out / "report.html"),
-            "the reasons stand in the report",
-        )
+    finish(report, out, print_report, as_json=as_json, hint="the reasons stand in the report")
     if gate is not None and (problems := broken(report)):
         what, hint = f"the gate {gate} does not hold: {'; '.join(problems)}", "compress less, or allow a larger drop"
         raise EdgeVLMError(what, str(out / "report.html"), hint)

@@ -9,7 +9,6 @@ from typing import get_args
 import click
 
 from edgevlm.bench.tasks import GENERATED
-from edgevlm.errors import EdgeVLMError
 from edgevlm.progress import show_progress
 from edgevlm.recipe import PassEntry, Precision, Recipe, VisionPrecision
 from edgevlm.runtimes.select import DECODER_ENGINES, VISION_ENGINES
@@ -122,8 +121,8 @@ def prune(
     from edgevlm.bench.report import Settings
     from edgevlm.bench.study.plan import parse_methods, parse_percents
     from edgevlm.bench.study.run import Request, study_pruning
-    from edgevlm.bench.write import write_report
     from edgevlm.cli.bench import size
+    from edgevlm.cli.ending import finish
     from edgevlm.cli.pass_flags import passes_of
 
     width, height = size(image_size)
@@ -174,18 +173,5 @@ def prune(
     )
     with show_progress("study") as progress:
         report = study_pruning(request, progress=progress)
-    write_report(report, out)
-    if as_json:
-        click.echo(report.model_dump_json(indent=1))
-    else:
-        print_study(report, sys.stdout)
-        click.echo(f"Report: {out / 'report.html'}")
-    if report.interrupted:
-        raise KeyboardInterrupt
-    failed = [row.name for row in report.rows if row.status == "failed"]
-    if failed:
-        raise EdgeVLMError(
-            f"{len(failed)} of {len(report.rows)} could not be measured: {', '.join(failed)}",
-            str(out / "report.html"),
-            "the reasons stand in the report; --retry measures them again",
-        )
+    hint = "the reasons stand in the report; --retry measures them again"
+    finish(report, out, print_study, as_json=as_json, hint=hint)

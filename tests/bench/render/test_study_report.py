@@ -250,7 +250,7 @@ def test_what_a_method_chose_itself_stands_in_table_and_findings(report: Report)
     few, fast = fronts(rows, 36)
     assert "sms" in few
     study = report.study.model_copy(update={"front_tokens": few, "front_ttft": fast})
-    chosen = report.model_copy(update={"rows": rows, "study": renamed})
+    chosen = report.model_copy(update={"rows": rows, "study": study})
     table = matrix(chosen)
     assert table.headers[-1] == "its own choice"
     lines = {line[0].text: line for line in table.rows}
