@@ -12,6 +12,7 @@ from edgevlm.bench.job import Job
 from edgevlm.bench.report import Engine
 from edgevlm.bench.subject import Reply, Shown
 from edgevlm.runtimes.base import EngineOptions
+from edgevlm.runtimes.device import parse_device
 from edgevlm.session import Session
 
 #: So many first tokens are kept with their probabilities; a vocabulary of 150,000 would be megabytes an item.
@@ -80,7 +81,7 @@ def open_subject(job: Job) -> SessionSubject:
 
 
 def _reference(folder: Path, job: Job) -> Session:
-    """The checkpoint in float32 on torch. Host half, so it is imported here."""
+    """The checkpoint in float32 on torch, on the GPU asked for where torch has it. Of the host half: imported here."""
     import torch
 
     from edgevlm.models import load
@@ -91,7 +92,8 @@ def _reference(folder: Path, job: Job) -> Session:
         torch.set_num_threads(job.threads)
     model = load(folder)
     tokenizer = Tokenizer(model.tokenizer_files["tokenizer.json"])
-    decoder = TorchDecoder(model, EngineOptions(threads=job.threads))
+    device = parse_device(job.device)
+    decoder = TorchDecoder(model, EngineOptions(threads=job.threads, device=device))
     newline = None if model.image_newline is None else model.image_newline.float().numpy()
-    fusion = None if model.fusion is None else TorchFusion(model)
-    return Session(model.spec, tokenizer, TorchVision(model), decoder, newline, fusion)
+    fusion = None if model.fusion is None else TorchFusion(model, device)
+    return Session(model.spec, tokenizer, TorchVision(model, device), decoder, newline, fusion)

@@ -1,15 +1,17 @@
-"""The reference engines: the IR itself, run by torch in float32.
+"""The reference engines: the IR itself, run by torch in float32, on the CPU or an NVIDIA GPU.
 
 In: a `VlmModel`. Out: the engine protocols, so that verification and the uncompressed baseline go through the same
-session as every exported artefact. torch and the host half are imported only when an engine is made.
+session as every exported artefact. torch and the host half are imported only when an engine is made. A GPU is taken
+where one is asked for and this torch has CUDA; products are in whole float32 there, too (TF32 stays off).
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgevlm.patches import graph_inputs
 from edgevlm.runtimes.base import Encoded, EngineOptions, EngineStats, Float32, Int32, Segment
@@ -21,6 +23,7 @@ from edgevlm.runtimes.checks import (
     checked_tiles,
     context_length,
 )
+from edgevlm.runtimes.device import AUTO, Device
 from edgevlm.runtimes.dropped import DroppedPlaces, Int64
 from edgevlm.runtimes.positions import RotaryPositions, flat
 
@@ -36,8 +39,9 @@ ModuleT = TypeVar("ModuleT", bound="torch.nn.Module")
 class TorchVision:
     """Pixels to image embeddings."""
 
-    def __init__(self, model: VlmModel) -> None:
-        self._vision = _float32(model.vision)
+    def __init__(self, model: VlmModel, device: Device = AUTO) -> None:
+        self._device = torch_device(device)
+        self._vision = _float32(model.vision, self._device)
         self._tokens, self._hidden = model.spec.vision.image_tokens, model.spec.decoder.hidden_size
         self._patches = model.spec.preprocess.patches
         self._tile_tokens = model.spec.vision.grid_side**2
@@ -48,7 +52,7 @@ class TorchVision:
 
         inputs = (pixels,) if self._patches is None else graph_inputs(pixels, self._patches)
         with torch.inference_mode():
-            features = self._vision(*map(torch.from_numpy, inputs)).numpy()
+            features = self._vision(*(self._tensor(each) for each in inputs)).cpu().numpy()
         if self._patches is not None:
             return checked_features(features, 1, pixels.shape[0] * pixels.shape[1], self._hidden)
         return checked_features(features, len(pixels), self._tokens, self._hidden)
@@ -58,32 +62,39 @@ class TorchVision:
         import torch
 
         with torch.inference_mode():
-            rows, places = self._vision(torch.from_numpy(pixels), torch.from_numpy(boxes))
-        return checked_tiles(rows.numpy(), places.numpy(), len(pixels), self._tokens, self._hidden, self._tile_tokens)
+            rows, places = self._vision(self._tensor(pixels), self._tensor(boxes))
+        found = rows.cpu().numpy(), places.cpu().numpy()
+        return checked_tiles(*found, len(pixels), self._tokens, self._hidden, self._tile_tokens)
 
     def encode_guided(self, pixels: Float32, text: Float32) -> Float32:
         """Pixels `[B, 3, H, W]` and a question `[1, P]` to embeddings `[B, N, hidden]`."""
         import torch
 
         with torch.inference_mode():
-            features = self._vision(torch.from_numpy(pixels), text=torch.from_numpy(text)).numpy()
+            features = self._vision(self._tensor(pixels), text=self._tensor(text)).cpu().numpy()
         return checked_features(features, len(pixels), self._tokens, self._hidden)
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""
-        return _stats()
+        return _stats(self._device)
 
     def close(self) -> None:
         """Drop the module."""
         del self._vision
 
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(array).to(self._device)
+
 
 class TorchFusion:
     """Image and text embeddings through the pre-fusion layers."""
 
-    def __init__(self, model: VlmModel) -> None:
+    def __init__(self, model: VlmModel, device: Device = AUTO) -> None:
         assert model.fusion is not None
-        self._fusion = _float32(model.fusion)
+        self._device = torch_device(device)
+        self._fusion = _float32(model.fusion, self._device)
         self._hidden = model.spec.decoder.hidden_size
 
     def fuse(self, image: Float32, text: Float32) -> Float32:
@@ -91,12 +102,13 @@ class TorchFusion:
         import torch
 
         with torch.inference_mode():
-            fused = self._fusion(torch.from_numpy(image)[None], torch.from_numpy(text)[None]).numpy()
+            given = (torch.from_numpy(each)[None].to(self._device) for each in (image, text))
+            fused = self._fusion(*given).cpu().numpy()
         return checked_fusion(fused, self._fusion.image_tokens + len(text), self._hidden)
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""
-        return _stats()
+        return _stats(self._device)
 
     def close(self) -> None:
         """Drop the module."""
@@ -113,7 +125,8 @@ class TorchDecoder:
             InputError: the context length is out of range, or keys and values are to be narrow.
         """
         check_own_cache(options, "torch")
-        self._decoder = _float32(model.decoder)
+        self._device = torch_device(options.device)
+        self._decoder = _float32(model.decoder, self._device)
         self._cache: list[KeyValue] | None = None
         self.vocab_size = model.spec.decoder.vocab_size
         self.context_length = context_length(options, model.spec.decoder.max_position_embeddings)
@@ -133,16 +146,16 @@ class TorchDecoder:
         length = sum(map(len, rows))
         check_fits(self.position, length, self.context_length)
         if self._rotary is None:
-            positions = torch.arange(self.position, self.position + length)[None]
+            positions = torch.arange(self.position, self.position + length, device=self._device)[None]
         else:
-            positions = torch.from_numpy(self._rotary.append(self.position, segments))[:, None]
+            positions = torch.from_numpy(self._rotary.append(self.position, segments))[:, None].to(self._device)
         starts = self._dropped.image_starts(rows)
         with torch.inference_mode():
             return self._append(torch.cat([self._embed(segment) for segment in rows]), positions, starts)
 
     def embed(self, ids: Int32) -> Float32:
         """Embeddings `[L, hidden]` of token ids `[L]`."""
-        rows: Float32 = self._embed(ids).detach().numpy()
+        rows: Float32 = self._embed(ids).detach().cpu().numpy()
         return rows
 
     def decode(self, token: int) -> Float32:
@@ -161,7 +174,7 @@ class TorchDecoder:
 
     def stats(self) -> EngineStats:
         """Name, version and settings."""
-        return _stats()
+        return _stats(self._device)
 
     def close(self) -> None:
         """Drop the module and the cache."""
@@ -172,8 +185,9 @@ class TorchDecoder:
         import torch
 
         if segment.ndim == 2:
-            return torch.from_numpy(segment)
-        return self._decoder.embed_tokens(torch.from_numpy(segment.astype(np.int64)))  # type: ignore[no-any-return]
+            return torch.from_numpy(segment).to(self._device)
+        ids = torch.from_numpy(segment.astype(np.int64)).to(self._device)
+        return self._decoder.embed_tokens(ids)  # type: ignore[no-any-return]
 
     def _append(self, embeddings: torch.Tensor, positions: torch.Tensor, starts: Int64) -> Float32:
         logits, self._cache = self._decoder(
@@ -181,19 +195,31 @@ class TorchDecoder:
         )
         self._dropped.add(self.position, len(embeddings), starts)
         self.position += len(embeddings)
-        result: Float32 = logits[0, 0].numpy()
+        result: Float32 = logits[0, 0].cpu().numpy()
         return result
 
 
-def _float32(module: ModuleT) -> ModuleT:
-    """`module` in float32: itself, or a copy, since the model keeps the dtype it was published in."""
+def torch_device(wanted: Device) -> torch.device:
+    """Where torch computes: the GPU that is wanted, if this torch has CUDA and it is there; else the CPU."""
     import torch
 
-    published = all(parameter.dtype == torch.float32 for parameter in module.parameters())
-    return (module if published else copy.deepcopy(module).float()).eval()
+    if wanted.kind == "cuda" and wanted.index < torch.cuda.device_count():
+        return torch.device("cuda", wanted.index)
+    return torch.device("cpu")
 
 
-def _stats() -> EngineStats:
+def _float32(module: ModuleT, device: torch.device) -> ModuleT:
+    """`module` in float32 on `device`: itself, or a copy, since the model stays what it was published as."""
     import torch
 
-    return EngineStats(f"torch {torch.__version__}", {"precision": "f32", "threads": str(torch.get_num_threads())})
+    there = all(each.dtype == torch.float32 and each.device == device for each in module.parameters())
+    return (module if there else copy.deepcopy(module).to(device, torch.float32)).eval()
+
+
+def _stats(device: torch.device) -> EngineStats:
+    import torch
+
+    details = {"precision": "f32", "device": str(device), "threads": str(torch.get_num_threads())}
+    if device.type == "cuda":
+        details["gpu"] = torch.cuda.get_device_name(device)
+    return EngineStats(f"torch {torch.__version__}", details)

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from trt_bundles import trt_bundle
 
 from edgevlm.bundle import Bundle, open_bundle
 from edgevlm.exporters.tensorrt.versions import tensorrt_options
 from edgevlm.models import load
 from edgevlm.models.source import resolve
+from edgevlm.models.vlm import VlmModel
 from edgevlm.pipeline import compile_recipe
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.base import DecoderEngine, EngineOptions, Float32
@@ -17,6 +19,7 @@ from edgevlm.runtimes.device import Device
 from edgevlm.runtimes.llama_cpp import load_library
 from edgevlm.runtimes.ort_session import CUDA
 from edgevlm.runtimes.select import open_decoder, open_vision
+from edgevlm.runtimes.torch import TorchDecoder, TorchVision
 from edgevlm.runtimes.trt.build import build_engines
 from edgevlm.runtimes.trt.cuda import find_gpu
 from edgevlm.runtimes.trt.library import LIBRARIES, installed
@@ -40,6 +43,11 @@ def _target() -> str | None:
 needs_tensorrt = pytest.mark.skipif(
     find_gpu() is None or not any(map(installed, LIBRARIES)) or _target() is None,
     reason="needs an NVIDIA GPU that a target names, its driver, cuda-python, and TensorRT or TensorRT for RTX",
+)
+
+
+needs_torch = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a build of PyTorch with CUDA"
 )
 
 
@@ -100,6 +108,26 @@ def test_tensorrt_answers_like_onnxruntime(version: str, tmp_path: Path) -> None
     assert target is not None
     build_engines(folder, target, progress=lambda *_: None)
     _same_answers(open_bundle(folder), "tensorrt", "onnxruntime", error=0.02)
+
+
+@needs_torch
+def test_torch_answers_alike_on_cuda() -> None:
+    model = load(resolve("zoo:nano-fastvlm"))
+    spec, rng = model.spec, np.random.default_rng(0)
+    pixels = rng.random((1, 3, spec.vision.image_size, spec.vision.image_size), dtype=np.float32)
+    image = rng.standard_normal((spec.vision.image_tokens, spec.decoder.hidden_size)).astype(np.float32)
+    seen, said, logits = zip(*(_by_torch(model, device, pixels, image) for device in (GPU, CPU)), strict=True)
+    assert said[0] == said[1]
+    np.testing.assert_allclose(seen[0], seen[1], rtol=0, atol=1e-3 * np.abs(seen[1]).max())
+    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-3 * np.abs(logits[1]).max())
+
+
+def _by_torch(model: VlmModel, device: Device, pixels: Float32, image: Float32) -> tuple[Float32, list[int], Float32]:
+    """Image embeddings, greedy tokens and the logits of the prompt."""
+    decoder = TorchDecoder(model, EngineOptions(device=device))
+    assert decoder.stats().details["device"].startswith(device.kind)
+    said, logits = _answer(decoder, image)
+    return TorchVision(model, device).encode(pixels), said, logits
 
 
 @needs_onnxruntime

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import torch
 from refusals import refusal
 
 from edgevlm.bundle import Bundle
@@ -14,6 +15,7 @@ from edgevlm.runtimes.device import AUTO, Device, parse_device
 from edgevlm.runtimes.llama_cpp import gpu_layers
 from edgevlm.runtimes.ort_session import CPU, CUDA, TENSORRT, open_session, providers_for
 from edgevlm.runtimes.select import open_decoder, open_vision
+from edgevlm.runtimes.torch import torch_device
 
 GPU = Device("cuda", 1)
 
@@ -54,6 +56,14 @@ def test_a_provider_that_does_not_start_is_an_error(bundle: Bundle, monkeypatch:
     path = bundle.artifact("vision", ".onnx")
     with pytest.warns(UserWarning, match="CUDA"), pytest.raises(EngineError, match="could not start CUDA"):
         open_session(path, 1, {}, GPU)
+
+
+def test_torch_takes_a_gpu_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert torch_device(GPU) == torch.device("cuda", 1)
+    assert torch_device(AUTO) == torch_device(Device("cpu")) == torch.device("cpu"), "the reference, unless asked for"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert torch_device(GPU) == torch.device("cpu"), "the uncompressed model is measured all the same"
 
 
 def test_engines_are_chosen_by_their_device(bundle: Bundle) -> None:
