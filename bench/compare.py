@@ -111,6 +111,8 @@ def _changes(old: Row, new: Row, tolerance: float) -> list[Change]:
         _sampled("decode", _of("steady", lambda sample: sample.tpot_ms), old, new, tolerance, judged=True, rate=True),
         _throughput(old, new, tolerance),
         _counted("peak RSS", "bytes", _peak, old, new, tolerance, judged=True),
+        _counted("peak GPU memory", "bytes", _gpu_peak, old, new, tolerance, judged=True),
+        _counted("peak unified memory", "bytes", _unified_peak, old, new, tolerance),
         _counted("size", "bytes", lambda row: row.total_bytes, old, new, tolerance, judged=True),
         _counted("energy per answer", "J", _energy, old, new, tolerance),
         _sampled("preprocess", _of("steady", lambda sample: sample.preprocess_ms), old, new, tolerance),
@@ -125,6 +127,16 @@ def _changes(old: Row, new: Row, tolerance: float) -> list[Change]:
 def _peak(row: Row) -> int | None:
     """Memory of a bundle; that of the uncompressed model depends on the tools around it."""
     return row.memory.peak_rss_bytes if row.memory is not None and row.kind == "bundle" else None
+
+
+def _gpu_peak(row: Row) -> int | None:
+    """GPU memory of the row's own processes."""
+    return row.memory.peak_gpu_bytes if row.memory is not None and row.kind == "bundle" else None
+
+
+def _unified_peak(row: Row) -> int | None:
+    """Memory of the whole system, other programs included, where CPU and GPU share it."""
+    return row.memory.peak_unified_bytes if row.memory is not None and row.kind == "bundle" else None
 
 
 def _energy(row: Row) -> float | None:

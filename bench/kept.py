@@ -102,10 +102,6 @@ class KeptRows:
         """Keep a row."""
         self._append(_Line(key=key, row=row), "ab")
 
-    def remove(self) -> None:
-        """The sweep is complete."""
-        self._file.unlink(missing_ok=True)
-
     def _append(self, line: Part, mode: str) -> None:
         with self._file.open(mode) as stream:
             stream.write(json.dumps(line.model_dump(mode="json")).encode() + b"\n")

@@ -89,8 +89,6 @@ def sweep(
         rows.append(row)
         if row.status == "ok":
             kept.add(row_key(work), row)
-    if not interrupted:
-        kept.remove()
     return Report(
         schema_version=SCHEMA_VERSION,
         environment=described.model_copy(update={"finished": now()}),

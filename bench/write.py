@@ -37,7 +37,7 @@ def forget(out: Path) -> None:
 
 
 def write_report(report: Report, out: Path) -> None:
-    """Write all, each file atomically.
+    """Write all, each file atomically; then the rows kept of a sweep that is complete are removed.
 
     Raises:
         InputError: `out` cannot be written to.
@@ -46,8 +46,10 @@ def write_report(report: Report, out: Path) -> None:
     if report.study is None:
         write_text(out / "report.md", render_markdown(report))
         write_text(out / "report.html", render_html(report))
-        return
-    write_text(out / "report.md", study_markdown.render_markdown(report))
-    write_text(out / "report.html", study.render_html(report))
-    write_text(out / "tokens.svg", study.picture(report, "tokens"))
-    write_text(out / "ttft.svg", study.picture(report, "ttft"))
+    else:
+        write_text(out / "report.md", study_markdown.render_markdown(report))
+        write_text(out / "report.html", study.render_html(report))
+        write_text(out / "tokens.svg", study.picture(report, "tokens"))
+        write_text(out / "ttft.svg", study.picture(report, "ttft"))
+    if not report.interrupted:
+        (out / KEPT).unlink(missing_ok=True)

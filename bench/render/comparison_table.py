@@ -8,7 +8,7 @@ from edgevlm.bench.render.findings import Finding
 from edgevlm.bench.render.table import Cell, Table, Tone
 
 TONES: dict[Judgement, Tone] = {"regression": "bad", "undecided": "unsure", "unchanged": "", "improvement": "good"}
-_JUDGED = ("TTFT steady", "TTFT cached", "decode", "throughput", "peak RSS", "size")
+_JUDGED = ("TTFT steady", "TTFT cached", "decode", "throughput", "peak RSS", "peak GPU memory", "size")
 
 
 def overview(comparison: Comparison) -> Table:

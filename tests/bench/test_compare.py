@@ -103,6 +103,20 @@ def test_size_and_memory_are_taken_as_exact(tmp_path: Path) -> None:
     assert compared(tmp_path, report(row("a")), report(bigger), tolerance=0.11).regressions == []
 
 
+def test_memory_on_gpus_is_compared_where_both_reports_have_it(tmp_path: Path) -> None:
+    def on_gpu(used: int) -> Report:
+        made = row("a")
+        assert made.memory is not None
+        seen = made.memory.model_copy(update={"peak_gpu_bytes": used, "peak_unified_bytes": used})
+        return report(made.model_copy(update={"memory": seen}))
+
+    found = compared(tmp_path, on_gpu(1_000_000_000), on_gpu(1_200_000_000))
+    assert found.regressions == ["a: peak GPU memory"]
+    assert change(found, "peak unified memory").change == pytest.approx(0.2)
+    without = compared(tmp_path, report(row("a")), on_gpu(1_200_000_000))
+    assert [each.figure for each in without.rows[0].changes if "GPU" in each.figure] == []
+
+
 def test_batch_jobs_are_compared_by_what_they_get_done(tmp_path: Path) -> None:
     def batches(*rates: float) -> Row:
         summary = summarise(rates)
