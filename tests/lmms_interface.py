@@ -1,6 +1,7 @@
 """The interface of lmms-eval 0.7.3 as a plug-in meets it: names, fields and the checks of its registry.
 
-The package itself brings some 150 others, so tests put these in its place.
+The package itself brings some 150 others and is met in a process of its own (`lmms_oracle.py`); tests that watch
+from inside use these in its place.
 """
 
 import abc

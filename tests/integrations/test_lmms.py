@@ -1,5 +1,6 @@
 """lmms-eval finds the model through its entry point and gets answers; nothing of it is imported before."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from fake_engines import FakeDecoder, fake_session
 from lmms_interface import Instance, Registry
+from oracle_process import run_oracle
 from PIL import Image
+from tiny import tiny_bundle, tiny_model
 
+import edgevlm
 from edgevlm.errors import InputError, UnsupportedError
 from edgevlm.integrations import lmms
 
@@ -78,3 +82,17 @@ def test_what_is_not_offered_is_refused_by_name(model: Any) -> None:
 def test_importing_the_plug_in_imports_nothing_of_lmms_eval() -> None:
     code = "import sys, edgevlm.integrations.lmms; sys.exit('lmms_eval' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_real_package_gets_the_answers_of_a_session(tmp_path: Path) -> None:
+    """lmms-eval 0.7.3 without its 150 dependencies, of which registry, base class and requests need three."""
+    bundle = tiny_bundle(tiny_model(), tmp_path / "bundle")
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(picture)
+    with edgevlm.load(bundle.path, threads=1) as session:
+        expected = session.generate(picture, "What?", max_tokens=8).text
+    seen = json.loads(run_oracle(Path(__file__).with_name("lmms_oracle.py"), bundle.path, picture, "What?", 8))
+    assert len(expected) > 1, "else there is nothing to compare"
+    assert seen["whole"] == [expected]
+    assert seen["cut"] == [seen["half"]]
+    assert seen["class"] == "edgevlm.integrations.lmms.EdgeVLM"
