@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias
@@ -26,6 +27,8 @@ MAX_PICTURE_BYTES = 128 << 20
 #: The longest text of a question, an answer or an option; published sets stay far below.
 MAX_TEXT = 20_000
 _MAX_LIST_TEXT = 100_000
+#: JSON can spell half of a surrogate pair, which no file can hold.
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _HINT = "give the files as they were published"
 
 
@@ -84,10 +87,13 @@ class Folder:
             tried = [str(PurePosixPath(place) / name) for place in places or (".",)]
             for relative in tried:
                 path = _inside(self.images, relative)
-                if path.is_file():
-                    if path.stat().st_size > MAX_PICTURE_BYTES:
-                        raise InputError("the picture's file is too large", relative, _HINT)
-                    return path.read_bytes()
+                try:
+                    if path.is_file():
+                        if path.stat().st_size > MAX_PICTURE_BYTES:
+                            raise InputError("the picture's file is too large", relative, _HINT)
+                        return path.read_bytes()
+                except OSError as error:
+                    raise InputError(f"the picture cannot be read: {error.strerror}", relative[:200], _HINT) from error
             raise InputError("the picture is missing", tried[0], "give the folder of the pictures with --images")
 
         return Picture(name, read)
@@ -117,7 +123,7 @@ def _inside(root: Path, relative: str) -> Path:
     unsafe = "\0" in relative or pure.is_absolute() or ".." in pure.parts or PureWindowsPath(relative).drive
     try:
         path = root if unsafe else (root / relative).resolve()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnicodeEncodeError) as error:
         raise InputError("the path cannot be followed", relative[:200], _HINT) from error
     if unsafe or not path.is_relative_to(root):
         raise InputError(
@@ -223,9 +229,12 @@ def records(
 
 
 def _check_texts(record: Record) -> None:
-    for text in (record.id, record.question, record.hint, *record.answers, *record.choices):
+    names = (record.id, record.image_id, record.type, record.group)
+    for text in (*names, record.question, record.hint, record.ending, *record.answers, *record.choices):
         if len(text) > MAX_TEXT:
             raise BadRowError(f"a text of {len(text):,} characters, more than {MAX_TEXT:,}")
+        if _HALF_CHARACTER.search(text):
+            raise BadRowError("a text with half of a surrogate pair, which is no character")
 
 
 def text(row: Fields, *names: str) -> str:

@@ -15,6 +15,8 @@ from edgevlm.bench.accuracy.sets.base import DataSet
 from edgevlm.errors import InputError
 
 _NAMED = 5
+#: Characters that are shown of a name.
+_NAME = 80
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ def _hash(known: DataSet, path: Path) -> Finding:
 
 
 def _pictures(records: list[Record], progress: Callable[[float, float, str], None]) -> Finding:
-    pictures: dict[str, Picture] = {picture.name: picture for record in records for picture in record.pictures}
+    # Pictures of MME have the same names in several folders.
+    pictures: dict[tuple[str, str], Picture] = {
+        (record.image_id, picture.name): picture for record in records for picture in record.pictures
+    }
     bad = []
     for number, picture in enumerate(pictures.values()):
         progress(number, len(pictures), picture.name)
@@ -81,6 +86,10 @@ def _pictures(records: list[Record], progress: Callable[[float, float, str], Non
 
 def _named(entries: list[Skipped]) -> str:
     """How many, and the first few with their reasons."""
-    shown = "; ".join(f"{entry.id}: {entry.reason}" for entry in entries[:_NAMED])
+    shown = "; ".join(f"{_shortened(entry.id)}: {entry.reason}" for entry in entries[:_NAMED])
     more = " ..." if len(entries) > _NAMED else ""
     return f"{len(entries):,} ({shown}{more})" if entries else "0"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME else name[: _NAME - 3] + "..."

@@ -71,6 +71,16 @@ def test_a_picture_outside_of_the_folder_is_not_opened(tmp_path: Path, name: str
     assert "leads out of the data set's folder" in reason(folder)
 
 
+def test_a_picture_s_name_that_no_file_can_have_costs_one_question(tmp_path: Path) -> None:
+    rows = [{**ROW, "image": "n" * 5000}, {**ROW, "question_id": 2, "image": "1.png"}]
+    write_lines(tmp_path / "questions.jsonl", rows)
+    picture(tmp_path / "1.png")
+    first, second = asked(tmp_path)
+    assert isinstance(first, SkippedItem)
+    assert "File name too long" in first.reason
+    assert isinstance(second, Prediction)
+
+
 def test_links_that_lead_out_are_not_followed(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     picture(tmp_path / "secret.png")
@@ -131,6 +141,12 @@ def test_missing_pictures_and_pipes_are_skipped(tmp_path: Path) -> None:
         (b'{"question_id": {"a": 1}, "image": "1.png", "text": "?"}', "question_id is not a text"),
         (b'{"question_id": true, "image": "1.png", "text": "?"}', "question_id is missing"),
         (b'{"question_id": 1, "image": "1.png", "text": "?", "answers": [[1]]}', "answers does not hold texts"),
+        (b'{"question_id": 1, "image": "1.png", "text": "\\ud83d?"}', "half of a surrogate pair"),
+        (b'{"question_id": 1, "image": "1.png", "text": "?", "category": "\\udc00"}', "half of a surrogate pair"),
+        (
+            b'{"question_id": 1, "image": "1.png", "text": "?", "category": "' + b"x" * 30_000 + b'"}',
+            "30,000 characters",
+        ),
         (b'{"question_id": 1' + b"0" * 5000 + b', "image": "1.png", "text": "?"}', "not JSON"),
     ],
 )

@@ -280,6 +280,21 @@ def test_verify_verb_counts_hashes_and_opens_pictures(tmp_path: Path, capsys: py
     assert "c12f5acb142f2ef1f85a26ba2fbe41d5" in capsys.readouterr().out
 
 
+def test_pictures_of_one_name_in_two_folders_are_both_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MME numbers the pictures of several sub-tasks alike."""
+    MAKERS["mme"][0](tmp_path)
+    images = tmp_path / "MME_Benchmark_release_version"
+    assert code("data", "verify", tmp_path, "--set", "mme") == 1
+    assert "14 open" in capsys.readouterr().out
+    listed = tmp_path / "eval_tool" / "Your_Results" / "count.txt"
+    listed.write_text(listed.read_text(encoding="utf-8").replace("1.jpg", "0.jpg"), encoding="utf-8")
+    assert not (images / "count" / "0.jpg").exists()
+    assert code("data", "verify", tmp_path, "--set", "mme") == 1
+    assert "13 open, 1 (0.jpg: the picture is missing) do not" in capsys.readouterr().out
+
+
 def test_list_verb_names_every_set_and_scorer(capsys: pytest.CaptureFixture[str]) -> None:
     assert code("data", "list") == 0
     shown = capsys.readouterr().out
