@@ -46,7 +46,10 @@ class Identity:
 
     def __str__(self) -> str:
         parts = [self.format, self.precision, self.pruning, self.engines]
-        parts += [f"{self.threads} threads" if self.threads else "", f"{self.resolution} px" if self.resolution else ""]
+        parts += [
+            f"{self.threads} thread{'s' * (self.threads != 1)}" if self.threads else "",
+            f"{self.resolution} px" if self.resolution else "",
+        ]
         parts += [self.scenario if self.scenario != "single-stream" else ""]
         return ", ".join(part for part in parts if part)
 

@@ -86,10 +86,13 @@ def _share_bar(share: Proportion, chance: float) -> Markup:
 
 
 def _summary(report: Report) -> str:
-    """How many were measured, and how many failed."""
-    bundles = [row for row in report.rows if row.kind == "bundle"]
-    failed = sum(row.status == "failed" for row in bundles)
-    text = f"{len(bundles)} bundle{'s' * (len(bundles) != 1)}"
+    """How many bundles were measured, in how many rows where that is more, and how many rows failed."""
+    rows = [row for row in report.rows if row.kind == "bundle"]
+    bundles = len({row.path for row in rows})
+    failed = sum(row.status == "failed" for row in rows)
+    text = f"{bundles} bundle{'s' * (bundles != 1)}"
+    if len(rows) > bundles:
+        text += f" in {len(rows)} rows"
     return f"{text}, {failed} failed" if failed else text
 
 

@@ -54,7 +54,7 @@ def test_page_of_200_rows_with_1000_samples_each_is_under_3_mb(many: Report) -> 
     html = render_html(many)
     assert len(html.encode()) < 3_000_000
     assert all(each.name in html for each in many.rows)
-    assert "188 more bundles are in report.json" in Page(html).text
+    assert "188 more rows are in report.json" in Page(html).text
 
 
 def test_thinned_keeps_both_ends_and_the_order() -> None:
@@ -139,3 +139,10 @@ def test_answers_over_time_are_drawn_without_sensors() -> None:
     html = render_html(report(row("a", n=0, latency=timed.model_copy(update={"steady": steady}))))
     assert "Time per token over the run" in html
     assert "Time per token over the run" not in render_html(report(row("a", n=6)))
+
+
+def test_heading_counts_bundles_not_the_cells_of_a_matrix() -> None:
+    cells = [row(f"int4 ({n} threads)", n=0, path="out/int4") for n in (1, 2)]
+    assert "1 bundle in 2 rows" in Page(render_html(report(*cells))).text
+    assert "2 bundles" in (text := Page(render_html(report(row("a", n=0), row("b", n=0)))).text)
+    assert "2 bundles in" not in text

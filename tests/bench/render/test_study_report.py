@@ -228,9 +228,9 @@ def pruned_as(report: Report, name: str, **changes: Any) -> Report:
 
 def test_a_study_without_any_cell_still_renders(report: Report) -> None:
     assert report.study is not None
-    study = report.study.model_copy(update={"front_tokens": ["unpruned"], "front_ttft": ["unpruned"]})
+    lone = report.study.model_copy(update={"front_tokens": ["unpruned"], "front_ttft": ["unpruned"]})
     for rows in (report.rows[:1], [row for row in report.rows if row.status != "ok" or row.name == "unpruned"]):
-        bare = report.model_copy(update={"rows": rows, "study": study, "interrupted": True})
+        bare = report.model_copy(update={"rows": rows, "study": lone, "interrupted": True})
         assert "interrupted" in study.render_html(bare)
         assert study_markdown.render_markdown(bare)
     empty = [row.model_copy(update={"accuracy": None, "latency": None}) for row in report.rows]
