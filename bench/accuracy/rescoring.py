@@ -45,15 +45,19 @@ def read_predictions(path: Path) -> list[Prediction]:
     """The answers in a file of a report's `predictions` folder.
 
     Raises:
-        InputError: it is no such file.
+        InputError: it is no such file, or answers an item twice.
     """
-    found = []
+    found: dict[str, Prediction] = {}
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if len(line) > _MAX_LINE:
                     raise InputError(f"line {number} is too long", str(path), "give a file of predictions")
-                found.append(Prediction.model_validate_json(line))
+                prediction = Prediction.model_validate_json(line)
+                if prediction.id in found:
+                    what = f"line {number} answers the item {prediction.id!r:.60} again"
+                    raise InputError(what, str(path), "give a file of predictions")
+                found[prediction.id] = prediction
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("the file cannot be read", str(path), "give a file of predictions") from error
     except ValidationError as error:
@@ -63,7 +67,7 @@ def read_predictions(path: Path) -> list[Prediction]:
         ) from error
     if not found:
         raise InputError("the file is empty", str(path), "give a file of predictions")
-    return found
+    return list(found.values())
 
 
 def rescored(predictions: Sequence[Prediction], scorer_id: str) -> list[Prediction]:

@@ -162,7 +162,10 @@ def command(
         report = add_forecasts(report, opened)
     finish(report, out, print_report, as_json=as_json, hint="the reasons stand in the report")
     if gate is not None and (problems := broken(report)):
-        what, hint = f"the gate {gate} does not hold: {'; '.join(problems)}", "compress less, or allow a larger drop"
+        what, hint = (
+            f"the gate {gate} does not hold: {'; '.join(problems)}",
+            "ask more items where it is undecided, compress less, or allow a larger drop",
+        )
         raise EdgeVLMError(what, str(out / "report.html"), hint)
 
 

@@ -108,5 +108,8 @@ def compare(
         if found.left_out:
             click.echo(f"{found.left_out} items that only one of the two answered are left out.")
     if gate is not None and found.paired.verdict != "non-inferior":
-        what, hint = f"the gate {gate} does not hold: {found.paired.verdict}", "compress less, or allow a larger drop"
+        what, hint = (
+            f"the gate {gate} does not hold: {found.paired.verdict}",
+            "ask more items where it is undecided, compress less, or allow a larger drop",
+        )
         raise EdgeVLMError(what, str(ours), hint)

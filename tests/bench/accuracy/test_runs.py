@@ -208,8 +208,10 @@ def test_compare_verb_gates_and_refuses(tmp_path: Path, capsys: pytest.CaptureFi
     assert code("data", "compare", worse, good) == 0
     broken_file = tmp_path / "broken.jsonl"
     broken_file.write_text("{}\n", encoding="utf-8")
-    for wrong in (broken_file, tmp_path / "none.jsonl"):
+    twice = write("twice.jsonl", [prediction(1, True), prediction(1, True)])
+    for wrong in (broken_file, tmp_path / "none.jsonl", twice):
         assert code("data", "compare", wrong, good) == 2
+    assert "line 2 answers the item" in capsys.readouterr().err
 
 
 def test_gate_names_bundles_that_lose_or_were_not_compared(measured: tuple[Report, Path]) -> None:

@@ -32,6 +32,7 @@ def paired(verdict: Verdict, changed: int = 3, drop: float | None = 0.04) -> Pai
         (paired("non-inferior"), ": it loses less than 2 points; this does not show equality."),
         (paired("non-inferior", changed=0), ": it loses less than 2 points."),
         (paired("worse"), ": it loses more than 2 points."),
+        (paired("worse").model_copy(update={"margin": 0.01}), ": it loses more than 1 point."),
         (paired("undecided"), "than 2 points is undecided; 100 items show drops from 4.0 points."),
         (paired("undecided", drop=None), "than 2 points is undecided; 100 items are too few to show a drop."),
     ],
