@@ -11,7 +11,7 @@ from onnx_models import write_decoder
 
 from edgevlm import pipeline
 from edgevlm.bundle import Bundle
-from edgevlm.errors import EdgeVLMError, InputError
+from edgevlm.errors import EdgeVLMError, InputError, UnsupportedError
 from edgevlm.models import load
 from edgevlm.pipeline.tensorrt_choice import options_for
 from edgevlm.recipe import CalibrationData, Recipe, VerifyThresholds
@@ -21,6 +21,7 @@ from edgevlm.runtimes.build_plan import PLAN, read_build_plan
 from edgevlm.runtimes.onnxruntime import OnnxRuntimeDecoder
 from edgevlm.zoo.synth import synth
 
+PROFILES = Path(__file__).parent.parent.parent / "targets" / "profiles"
 KV_LENGTH = 160
 OPTIONS = EngineOptions(threads=1, context_length=KV_LENGTH)
 #: Random weights answer by chance: what the image does to the answer is not asked.
@@ -188,6 +189,16 @@ def test_what_cannot_be_is_refused_before_work(
         pipeline.compile_recipe(wanted, tmp_path / "out", progress=silent)
     assert caught.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16_is_refused_for_gpus_without_it(checkpoint: Path, tmp_path: Path) -> None:
+    """Turing has none; no profile of the package is that old."""
+    turing, text = tmp_path / "turing.yaml", (PROFILES / "rtx-3060.yaml").read_text(encoding="utf-8")
+    turing.write_text(text.replace('value: "8.6"', 'value: "7.5"').replace("name: rtx-3060", "name: turing"))
+    wanted = recipe(checkpoint, tensorrt_dtype="bf16", target=str(turing))
+    with pytest.raises(UnsupportedError, match="computes no bfloat16"):
+        pipeline.compile_recipe(wanted, tmp_path / "out", progress=silent)
+    assert list(tmp_path.iterdir()) == [turing]
 
 
 @pytest.mark.parametrize(
