@@ -75,6 +75,12 @@ def points(value: float) -> str:
     return text.replace("-", _MINUS)
 
 
+def margin(value: float) -> str:
+    """A margin of accuracy, as a share: `2 points`."""
+    amount = 100 * value
+    return f"{amount:g} point{'s' * (amount != 1)}"
+
+
 def change(value: float) -> str:
     """A change as a share of the old value, in percent: `+5.3%`, `−12%`."""
     digits = 1 if abs(value) < 0.0995 else 0

@@ -16,7 +16,7 @@ def paired_facts(paired: Paired) -> list[list[str]]:
         ["lost, gained", f"{paired.lost}, {paired.gained}"],
         ["answers changed", str(paired.answers_changed)],
         ["McNemar p", f"{show.p_value(paired.mcnemar_p)} ({paired.mcnemar_method})"],
-        ["verdict", f"{paired.verdict} at a margin of {100 * paired.margin:g} points"],
+        ["verdict", f"{paired.verdict} at a margin of {show.margin(paired.margin)}"],
         ["smallest detectable drop", "too few items" if drop is None else f"{100 * drop:.1f} points"],
     ]
     if near is not None:

@@ -87,7 +87,7 @@ def sentences(comparison: Comparison) -> list[Finding]:
 
 def rule(comparison: Comparison) -> str:
     """The tolerances, in words."""
-    return f"{100 * comparison.tolerance:g}%, and {100 * comparison.margin:g} points of accuracy"
+    return f"{100 * comparison.tolerance:g}%, and {show.margin(comparison.margin)} of accuracy"
 
 
 def _what(row: RowChange) -> str:

@@ -55,8 +55,7 @@ def _without_energy(report: Report) -> list[Finding]:
 
 def judgement(paired: Paired) -> str:
     """What the paired comparison shows, and what it does not."""
-    points = 100 * paired.margin
-    margin = f"{points:g} point{'s' * (points != 1)}"
+    margin = show.margin(paired.margin)
     interval = f"95% CI {show.points_interval(paired.delta)}"
     seen = f"accuracy {show.points(paired.delta.value)} points against {paired.baseline} ({interval})"
     if paired.verdict == "non-inferior":

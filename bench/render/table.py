@@ -173,7 +173,7 @@ def delta(row: Row, *, verdict: bool = False) -> Cell:
     if paired is None:
         return Cell(show.NONE, tone="quiet")
     if verdict:
-        return Cell(paired.verdict, f"margin {100 * paired.margin:g} points", TONES[paired.verdict])
+        return Cell(paired.verdict, f"margin {show.margin(paired.margin)}", TONES[paired.verdict])
     return Cell(show.points(paired.delta.value), show.points_interval(paired.delta), TONES[paired.verdict])
 
 
