@@ -106,17 +106,21 @@ def _raise(_: Reply) -> Reply:
     raise RuntimeError("an engine's own exception")
 
 
+#: Answers after which a `-late` fault happens: all that are timed, and some items.
+_LATE = 30
 FAULTS = {"crash": crash, "hang": _hang, "size": _wrong_size, "gaps": _too_many_gaps, "exception": _raise}
 
 
 def _open(job: Job) -> FakeModel:
-    """The name of the bundle's folder says how it behaves: `crash`, `hang` ..., `wrong-7`, or anything else.
+    """The name of the bundle's folder says how it behaves: `crash`, `hang-late` ..., `wrong-7`, or anything else.
 
     `unplug` removes the made-up sensors beside it, and works.
     """
     name = job.path.rsplit("/", 1)[-1]
     if name in FAULTS:
         return Broken(job, FAULTS[name])
+    if name.endswith("-late"):
+        return Broken(job, FAULTS[name.removesuffix("-late")], _LATE)
     if name == "unplug":
         shutil.rmtree(Path(job.path).parent / "sys")
     if name == "load":

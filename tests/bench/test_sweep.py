@@ -62,6 +62,27 @@ def test_worker_that_falls_silent_is_stopped(tmp_path: Path, monkeypatch: pytest
     assert "no answer for 6 s" in report.rows[0].reason
 
 
+@pytest.mark.parametrize(("name", "reason"), [("crash-late", "SIGSEGV"), ("hang-late", "no answer for 6 s")])
+def test_failure_among_the_items_keeps_times_and_answers(
+    name: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    bundle, asked = hollow_bundle(tmp_path / name), settings(items=20, silence_s=6)
+
+    def run() -> Row:
+        return sweep([bundle], asked, tmp_path / "out", progress=lambda *_: None, worker="bench_fakes:serve").rows[0]
+
+    failed = run()
+    assert (failed.status, failed.failed_stage, failed.accuracy) == ("failed", "accuracy", None)
+    assert reason in failed.reason
+    assert failed.latency is not None
+    assert failed.latency.ttft_steady_ms.n == 8
+    again = run()
+    assert again.status == "ok", "items that were answered are not asked again, and few enough are left"
+    assert again.accuracy is not None
+    assert again.accuracy.overall.correct == 20
+
+
 def test_measured_row_has_every_figure(swept: Swept) -> None:
     found = row(swept, "wrong-3")
     assert found.latency is not None
