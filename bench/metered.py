@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgevlm.targets.sensors.linux import NAME as LINUX
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,6 +99,7 @@ class Heat(_Part):
 
 def no_power(sensors: Sequence[Sensor]) -> str:
     """Why a machine has no source of power: those that fail by name, those that are not there by their names alone."""
-    told = [f"{each.name}: {each.detail}" for each in sensors if each.state in ("forbidden", "broken")]
-    absent = [each.name for each in sensors if each.state == "absent"]
+    sources = [each for each in sensors if each.name != LINUX]
+    told = [f"{each.name}: {each.detail}" for each in sources if each.state in ("forbidden", "broken")]
+    absent = [each.name for each in sources if each.state == "absent"]
     return "; ".join([*told, *([f"no {', '.join(absent)} here"] if absent else [])])

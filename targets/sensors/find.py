@@ -9,6 +9,7 @@ from pathlib import Path
 from edgevlm.targets.sensors.base import About, SensorError, Source, State
 from edgevlm.targets.sensors.ina3221 import Ina3221
 from edgevlm.targets.sensors.jtop import Jtop
+from edgevlm.targets.sensors.linux import NAME as LINUX
 from edgevlm.targets.sensors.linux import Linux
 from edgevlm.targets.sensors.nvml import Nvml
 from edgevlm.targets.sensors.rapl import Rapl
@@ -21,7 +22,7 @@ GROUPS: tuple[dict[str, Callable[[Path], Source]], ...] = (
     {"vcgencmd": lambda _root: Vcgencmd()},
     {"nvml": Nvml},
     {"rapl": Rapl},
-    {"linux": Linux},
+    {LINUX: Linux},
 )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from edgevlm.targets.sensors.base import About, Reading, SensorError
 from edgevlm.targets.sensors.sysfs import int_or_none, numbered, text_or_none
 
+NAME = "linux"
 _INTERVAL_S = 1.0
 #: What an offline zone reads, in degrees.
 _OFFLINE_C = -200.0
@@ -40,7 +41,7 @@ class Linux:
         self._counted = self._count()
         if not self._read(self._zones, 1e3) and not self._clocks:
             raise SensorError("the kernel shows neither temperatures nor clocks", "", "absent")
-        self.about = About("linux", "", (), (), _INTERVAL_S)
+        self.about = About(NAME, "", (), (), _INTERVAL_S)
 
     def sample(self) -> Reading:
         """Temperatures, clocks and throttling; a zone that is switched off is left out."""

@@ -13,6 +13,7 @@ from sensor_trees import alone, orin_nano, write
 
 from edgevlm.bench.energy import Metering
 from edgevlm.bench.measured import Measured
+from edgevlm.bench.metered import Sensor, no_power
 from edgevlm.bench.render.console import print_report
 from edgevlm.bench.render.energy_table import energy, heat
 from edgevlm.bench.render.report_html import render_html
@@ -281,6 +282,15 @@ def without_sensors(report: Report) -> Report:
         return row.model_copy(update={"energy": gone, "heat": None, "flags": []})
 
     return report.model_copy(update={"rows": [bare(row) for row in report.rows], "sensors": []})
+
+
+def test_what_never_measures_power_is_no_reason_for_its_lack() -> None:
+    sensors = [
+        Sensor(name="nvml", state="absent", detail="no driver", power=False),
+        Sensor(name="rapl", state="forbidden", detail="needs root", power=False),
+        Sensor(name="linux", state="absent", detail="no temperatures", power=False),
+    ]
+    assert no_power(sensors) == "rapl: needs root; no nvml here"
 
 
 def test_absent_sensors_are_said_once_and_leave_no_column(boards: Report) -> None:
