@@ -77,13 +77,23 @@ def compare(old: ReadReport, new: ReadReport, *, tolerance: float, margin: float
                 reason=row.reason,
                 changes=_changes(was, row, tolerance),
                 accuracy=_accuracy(old, new, was, row, margin),
-                remarks=[f"{label}: {flag.text}" for label, one in (("old", was), ("new", row)) for flag in one.flags],
+                remarks=_remarks(was, row),
             )
             for was, row in matched.pairs
         ],
         only_old=[row.name for row in matched.only_old],
         only_new=[row.name for row in matched.only_new],
     )
+
+
+def _remarks(old: Row, new: Row) -> list[str]:
+    """The flags of both rows; one that both have word for word once."""
+    before, after = ([flag.text for flag in row.flags] for row in (old, new))
+    return [
+        *(f"both: {text}" for text in before if text in after),
+        *(f"old: {text}" for text in before if text not in after),
+        *(f"new: {text}" for text in after if text not in before),
+    ]
 
 
 def _status(old: Row, new: Row) -> Judgement:

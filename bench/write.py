@@ -31,13 +31,18 @@ def claim(out: Path) -> None:
 
 def forget(out: Path) -> None:
     """Remove the rows and answers that an earlier sweep into `out` left behind when it was stopped."""
-    (out / KEPT).unlink(missing_ok=True)
+    drop_kept_rows(out)
     for journal in (out / PREDICTIONS).glob("*.journal"):
         journal.unlink()
 
 
+def drop_kept_rows(out: Path) -> None:
+    """Remove the rows that a sweep into `out` kept; its report holds them."""
+    (out / KEPT).unlink(missing_ok=True)
+
+
 def write_report(report: Report, out: Path) -> None:
-    """Write all, each file atomically; then the rows kept of a sweep that is complete are removed.
+    """Write all, each file atomically.
 
     Raises:
         InputError: `out` cannot be written to.
@@ -51,5 +56,3 @@ def write_report(report: Report, out: Path) -> None:
         write_text(out / "report.html", study.render_html(report))
         write_text(out / "tokens.svg", study.picture(report, "tokens"))
         write_text(out / "ttft.svg", study.picture(report, "ttft"))
-    if not report.interrupted:
-        (out / KEPT).unlink(missing_ok=True)

@@ -26,9 +26,11 @@ def finish(report: Report, out: Path, show: Callable[[Report, TextIO], None], *,
         EdgeVLMError: a row could not be measured.
         InputError: `out` cannot be written to.
     """
-    from edgevlm.bench.write import write_report
+    from edgevlm.bench.write import drop_kept_rows, write_report
 
     write_report(report, out)
+    if not report.interrupted:
+        drop_kept_rows(out)
     if as_json:
         click.echo(report.model_dump_json(indent=1))
     else:

@@ -17,7 +17,7 @@ from edgevlm.bench.pairs import Interval
 from edgevlm.bench.reading import read_report
 from edgevlm.bench.render.comparison import render_html, render_markdown
 from edgevlm.bench.render.comparison_chart import forest
-from edgevlm.bench.report import Engine, Report, Row, Throughput
+from edgevlm.bench.report import Engine, Flag, Report, Row, Throughput
 from edgevlm.bench.stats import summarise
 from edgevlm.cli import main
 
@@ -115,6 +115,15 @@ def test_memory_on_gpus_is_compared_where_both_reports_have_it(tmp_path: Path) -
     assert change(found, "peak unified memory").change == pytest.approx(0.2)
     without = compared(tmp_path, report(row("a")), on_gpu(1_200_000_000))
     assert [each.figure for each in without.rows[0].changes if "GPU" in each.figure] == []
+
+
+def test_flags_of_both_rows_are_told_once(tmp_path: Path) -> None:
+    def flagged(*texts: str) -> Report:
+        flags = [Flag(code="noisy", text=text) for text in texts]
+        return report(row("a").model_copy(update={"flags": flags}))
+
+    found = compared(tmp_path, flagged("varies by 20%", "was hot"), flagged("varies by 30%", "was hot"))
+    assert found.rows[0].remarks == ["both: was hot", "old: varies by 20%", "new: varies by 30%"]
 
 
 def test_batch_jobs_are_compared_by_what_they_get_done(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from edgevlm.bench.plan import plan
 from edgevlm.bench.render.reproduce import setting
 from edgevlm.bench.report import Report
 from edgevlm.bench.sweep import sweep
-from edgevlm.bench.write import write_report
 from edgevlm.bundle import Bundle
-from edgevlm.errors import InputError
+from edgevlm.cli.ending import finish
+from edgevlm.errors import EdgeVLMError, InputError
 from edgevlm.spec import PatchesSpec
 
 
@@ -101,7 +101,8 @@ def test_stopped_matrix_goes_on_with_the_cell_that_was_not_done(
     assert scored.paired is not None
     assert (scored.paired.baseline, scored.paired.lost) == ("good", 3)
     assert (tmp_path / "out" / KEPT).exists(), "until the report is written"
-    write_report(resumed, tmp_path / "out")
+    with pytest.raises(EdgeVLMError, match="1 of 3 could not be measured"):
+        finish(resumed, tmp_path / "out", lambda *_: None, as_json=False, hint="")
     assert not (tmp_path / "out" / KEPT).exists()
 
 
